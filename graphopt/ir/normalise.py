@@ -1,0 +1,147 @@
+"""Undo the habits of exporters on load, so that results do not depend on who wrote the file.
+
+- Constant nodes become initializers.
+- Identity of a constant becomes a constant of its own: the TorchScript exporter merges
+  byte-identical initializers that way, and cutting one layer's bias must not cut another's.
+  A weight that several nodes read directly is tied on purpose and stays tied.
+- ConstantOfShape with a known shape becomes a constant that occupies one element of memory, and
+  is written back as ConstantOfShape where that is smaller (the light models of the onnx wheel).
+- Shape arithmetic whose result is known becomes constants.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+
+from graphopt.ir.convert import values_of
+from graphopt.ir.edit import Edit
+from graphopt.ir.reading import Array
+from graphopt.ir.values import Known, as_integers, evaluate, known_array
+
+if TYPE_CHECKING:
+    from graphopt.ir.graph import Graph
+
+__all__ = ["integer_values", "is_uniform", "normalise", "uniform_node"]
+
+_UNIFORM_BYTES = 4096
+"""Uniform constants from this size on are written as ConstantOfShape."""
+
+
+def normalise(graph: Graph) -> None:
+    """Bring a freshly loaded graph into the form all passes expect."""
+    for node in list(graph.all_nodes()):
+        value = _constant_value(graph, node)
+        if value is not None and not graph.is_output(node.outputs[0].name):
+            graph.apply(Edit(remove=(node,), constants={node.outputs[0].name: value}))
+    while _fold_integers(graph):
+        graph.reshape_notice()  # a folded Reshape target tells the sizes behind it
+    graph.prune()
+
+
+def _fold_integers(graph: Graph) -> int:
+    """Turn integer tensors of known value into constants; return how many."""
+    folded = 0
+    for name, known in integer_values(graph).items():
+        numbers, dtype, node = as_integers(known), graph.dtype(name), graph.producer(name)
+        if numbers is None or dtype is None or node is None or len(node.outputs) != 1:
+            continue
+        if not graph.is_output(name):
+            graph.apply(Edit(remove=(node,), constants={name: numbers.astype(dtype)}))
+            folded += 1
+    return folded
+
+
+def _constant_value(graph: Graph, node: gs.Node) -> Array | None:
+    """The value of a node that is a constant by another name."""
+    if node.domain not in (None, "", "ai.onnx"):
+        return None
+    if node.op == "Constant":
+        return _attribute_value(node)
+    if node.op == "Identity":
+        return graph.constant(node.inputs[0].name)
+    if node.op == "ConstantOfShape":
+        shape = graph.constant(node.inputs[0].name)
+        return None if shape is None else _uniform(node, tuple(int(dim) for dim in shape))
+    return None
+
+
+_CONSTANT_TYPES = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+    "value_string": np.object_,
+    "value_strings": np.object_,
+}
+
+
+def _attribute_value(node: gs.Node) -> Array | None:
+    value = node.attrs.get("value")
+    if isinstance(value, gs.Constant):
+        return values_of(value)
+    for key, dtype in _CONSTANT_TYPES.items():
+        if key in node.attrs and not isinstance(node.attrs[key], gs.Node.AttributeRef):
+            return np.asarray(node.attrs[key], dtype)
+    return None
+
+
+def _uniform(node: gs.Node, shape: tuple[int, ...]) -> Array:
+    given = node.attrs.get("value")
+    fill = np.zeros(1, np.float32) if given is None else values_of(given)
+    element = fill.reshape(-1)[:1].reshape((1,) * len(shape))
+    if math.prod(shape) * element.itemsize > _UNIFORM_BYTES:
+        return np.broadcast_to(element, shape) if shape else element.reshape(())
+    return np.full(shape, element.reshape(-1)[0], element.dtype)
+
+
+def integer_values(graph: Graph) -> dict[str, Known]:
+    """Every integer tensor of which something is known before the model runs, by name."""
+    values: dict[str, Known] = {}
+    for node in graph.all_nodes():
+        if not any(tensor.name for tensor in node.outputs):
+            continue
+        inputs = [_value(graph, values, tensor.name) for tensor in node.inputs]
+        value = _shape_value(graph, node) if node.op in ("Shape", "Size") else None
+        if value is None and (node.op == "ConstantOfShape" or any(i is not None for i in inputs)):
+            value = evaluate(node, inputs)
+        if value is not None:
+            values[node.outputs[0].name] = value
+    return values
+
+
+def _value(graph: Graph, values: dict[str, Known], name: str) -> Known | None:
+    if name in values:
+        return values[name]
+    array = graph.constant(name) if name else None
+    return None if array is None else known_array(array)
+
+
+def _shape_value(graph: Graph, node: gs.Node) -> Known | None:
+    shape = graph.shape(node.inputs[0].name)
+    if shape is None:
+        return None
+    if node.op == "Size":
+        if not all(isinstance(dim, int) for dim in shape):
+            return None
+        return np.array(math.prod(dim for dim in shape if isinstance(dim, int)), dtype=object)
+    picked = shape[int(node.attrs.get("start", 0)) : node.attrs.get("end", len(shape))]
+    return np.array(list(picked), dtype=object)
+
+
+def is_uniform(array: Array) -> bool:
+    """Whether an array is one element seen from everywhere (all strides zero) and large."""
+    return array.nbytes > _UNIFORM_BYTES and not any(array.strides)
+
+
+def uniform_node(name: str, array: Array) -> tuple[onnx.NodeProto, onnx.TensorProto]:
+    """A ConstantOfShape node that computes a uniform constant, and its shape initializer."""
+    shape = numpy_helper.from_array(np.asarray(array.shape, np.int64), f"{name}.shape")
+    value = numpy_helper.from_array(array.reshape(-1)[:1].copy(), "value")
+    node = onnx.helper.make_node("ConstantOfShape", [shape.name], [name], name=name, value=value)
+    return node, shape

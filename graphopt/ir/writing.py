@@ -1,0 +1,129 @@
+"""Write ONNX files straight from the arrays that hold the weights, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from graphopt.errors import TargetError
+from graphopt.ir.reading import PACKED_TYPES, Array, field_tag
+
+__all__ = ["atomic_file", "skeleton_tensor", "write_model"]
+
+_SINGLE_FILE_LIMIT = 2**31 - 2**20
+"""Protobuf refuses messages of 2 GiB; larger models get their weights in a file beside."""
+
+# Field numbers of onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
+_EXTERNAL_ALIGNMENT = 64
+
+
+def skeleton_tensor(name: str, array: Array, inline_bytes: int) -> onnx.TensorProto:
+    """A TensorProto that holds the data if small, and else only says they are elsewhere."""
+    if array.nbytes <= inline_bytes or array.dtype == object:
+        return numpy_helper.from_array(np.asarray(array), name)
+    proto = onnx.TensorProto(
+        name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    )
+    if proto.data_type in PACKED_TYPES:
+        return numpy_helper.from_array(array, name)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    proto.external_data.add(key="location", value="weights")
+    return proto
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes `path` if the block succeeds, and vanishes if not."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+    except OSError as error:
+        raise TargetError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        raise TargetError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_model(
+    path: Path, skeleton: onnx.ModelProto, arrays: Mapping[str, Array], *, external: bool | None
+) -> None:
+    """Write a skeleton and its large initializers, whole or not at all.
+
+    `external` puts the large initializers into `<name>.data` beside the model; None does so only
+    where one file would pass protobuf's 2 GiB. Raises TargetError if the target cannot be written.
+    """
+    total = sum(array.nbytes for array in arrays.values())
+    if external is None:
+        external = skeleton.ByteSize() + total > _SINGLE_FILE_LIMIT
+    if not external:
+        with atomic_file(path) as file:
+            _write_single(file, skeleton, arrays)
+        return
+    beside = path.with_name(path.name + ".data")
+    places: dict[str, tuple[int, int]] = {}
+    with atomic_file(beside) as file:
+        for name, array in arrays.items():
+            file.write(b"\0" * (-file.tell() % _EXTERNAL_ALIGNMENT))
+            places[name] = (file.tell(), array.nbytes)
+            file.write(_raw(array))
+        model = onnx.ModelProto()
+        model.CopyFrom(skeleton)
+        for tensor in model.graph.initializer:
+            if tensor.name in places:
+                _point(tensor, beside.name, *places[tensor.name])
+    with atomic_file(path) as file:
+        file.write(model.SerializeToString(deterministic=True))
+
+
+def _point(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _write_single(file: BinaryIO, skeleton: onnx.ModelProto, arrays: Mapping[str, Array]) -> None:
+    graph = onnx.GraphProto()
+    graph.CopyFrom(skeleton.graph)
+    del graph.initializer[:]
+    graph.initializer.extend(t for t in skeleton.graph.initializer if t.name not in arrays)
+    head = onnx.ModelProto()
+    head.CopyFrom(skeleton)
+    head.ClearField("graph")
+    small = graph.SerializeToString(deterministic=True)
+    fronts = {name: _tensor_front(name, array) for name, array in arrays.items()}
+    total = len(small) + sum(len(front) + arrays[name].nbytes for name, front in fronts.items())
+    file.write(head.SerializeToString(deterministic=True))
+    file.write(field_tag(_GRAPH, total) + small)
+    for name, front in fronts.items():
+        file.write(front)
+        file.write(_raw(arrays[name]))
+
+
+def _tensor_front(name: str, array: Array) -> bytes:
+    """All of an initializer field but the raw data that follow it."""
+    proto = onnx.TensorProto(
+        name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    )
+    header = proto.SerializeToString(deterministic=True) + field_tag(_RAW_DATA, array.nbytes)
+    return field_tag(_INITIALIZER, len(header) + array.nbytes) + header
+
+
+def _raw(array: Array) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
