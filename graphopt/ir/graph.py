@@ -120,6 +120,10 @@ class Graph:
     def scope_of(self, node: gs.Node) -> gs.Graph:
         return self._scopes.of(node)
 
+    def holds(self, node: gs.Node) -> bool:
+        """Whether a node is (still) part of this graph."""
+        return self._scopes.holds(node)
+
     @property
     def revision(self) -> int:
         """How many edits there have been."""

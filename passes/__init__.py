@@ -1,0 +1,10 @@
+"""The methods: one module each, found by name through the `graphopt.passes` entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["CATALOG"]
+
+CATALOG: Mapping[str, str] = {}
+"""Pass name -> "module:Class"; listing passes imports none of them."""
