@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphopt.ir.edit import Edit, NewNode
-from graphopt.ir.graph import Graph
+from graphopt.ir.graph import Graph, Source
 from graphopt.ir.normalise import integer_values
 from graphopt.ir.reading import Array
 from graphopt.ir.scopes import bodies
@@ -17,6 +17,7 @@ __all__ = [
     "Graph",
     "Known",
     "NewNode",
+    "Source",
     "TensorInfo",
     "as_integers",
     "bodies",

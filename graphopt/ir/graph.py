@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -22,10 +23,22 @@ from graphopt.ir import convert, editing, normalise, shapes
 from graphopt.ir.edit import Edit
 from graphopt.ir.reading import INLINE_BYTES, Array, read_model
 from graphopt.ir.scopes import Scopes
-from graphopt.ir.structure import check_nodes, straighten
+from graphopt.ir.structure import check_nodes, count_nodes, straighten
 from graphopt.ir.writing import skeleton_tensor, write_model
 
-__all__ = ["Graph"]
+__all__ = ["Graph", "Source"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file a graph was loaded from, as it was before anything was normalised.
+
+    `nodes` counts those of every body, but no Constant; `size_bytes` includes external data.
+    """
+
+    path: Path | None
+    nodes: int
+    size_bytes: int
 
 
 class Graph:
@@ -40,6 +53,7 @@ class Graph:
         self._scopes = Scopes(convert.import_scope(model), arrays, overridable)
         self._shapes: dict[str, shapes.TensorInfo] | None = None
         self._revision = 0
+        self.source: Source | None = None
 
     @classmethod
     def load(cls, source: str | Path | bytes | onnx.ModelProto) -> Self:
@@ -47,10 +61,14 @@ class Graph:
 
         Raises ModelError if the source is not an ONNX model, or not one that can be carried.
         """
+        path = None if isinstance(source, bytes | onnx.ModelProto) else Path(source)
         if isinstance(source, onnx.ModelProto):
             source = source.SerializeToString()
         model, arrays = read_model(source)
+        size = model.ByteSize() + sum(array.nbytes for array in arrays.values())
+        nodes = count_nodes(model.graph)
         graph = cls(model, arrays)
+        graph.source = Source(path, nodes, size)
         normalise.normalise(graph)
         return graph
 
@@ -62,6 +80,7 @@ class Graph:
         other._scopes = self._scopes.copy()
         other._shapes = None if self._shapes is None else dict(self._shapes)
         other._revision = self._revision
+        other.source = self.source
         return other
 
     def adopt(self, other: Graph) -> None:
@@ -303,6 +322,11 @@ class Graph:
         """
         model, arrays = self._model(inline_bytes)
         return model.SerializeToString(deterministic=True), arrays
+
+    def size_bytes(self) -> int:
+        """How large the saved file is, to a few bytes per weight."""
+        data, arrays = self.skeleton(INLINE_BYTES)
+        return len(data) + sum(array.nbytes for array in arrays.values())
 
     def to_model(self) -> onnx.ModelProto:
         """The whole model as one protobuf message (under 2 GiB)."""

@@ -14,7 +14,7 @@ import onnx
 
 from graphopt.errors import ModelError
 
-__all__ = ["check_nodes", "straighten", "subgraphs"]
+__all__ = ["check_nodes", "count_nodes", "straighten", "subgraphs"]
 
 _Attr = onnx.AttributeProto
 _LOST_ATTRIBUTES = {
@@ -34,6 +34,12 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     for attribute in node.attribute:
         if attribute.type == _Attr.GRAPH:
             yield attribute.g
+
+
+def count_nodes(graph: onnx.GraphProto) -> int:
+    """Nodes of a graph and of its bodies, Constant nodes left out."""
+    own = sum(node.op_type != "Constant" for node in graph.node)
+    return own + sum(count_nodes(body) for node in graph.node for body in subgraphs(node))
 
 
 def straighten(model: onnx.ModelProto) -> set[str]:

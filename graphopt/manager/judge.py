@@ -1,0 +1,76 @@
+"""The judge: the user's metric on held-out data, for the original and for every candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from graphopt.data import Dataset, InputSpec
+from graphopt.errors import DataError
+from graphopt.ir import Graph
+from graphopt.metrics import Metric, Reference, choose
+from graphopt.runtime import Session
+
+__all__ = ["HELD_OUT", "Judge", "input_specs", "split_data"]
+
+HELD_OUT = 0.5
+"""The fraction of unlabeled `--data` that measures rather than calibrates, refits and trains."""
+
+
+def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
+    """What a graph takes, for the data to be shaped after.
+
+    Raises DataError for an input that is not a tensor.
+    """
+    specs = []
+    for name in graph.inputs:
+        dtype = graph.dtype(name)
+        if dtype is None:
+            raise DataError(f"input {name!r}: is not a tensor, so no data can be given for it")
+        specs.append(InputSpec(name, graph.shape(name), dtype))
+    return tuple(specs)
+
+
+def split_data(
+    data: Dataset | None, measure: Dataset | None, seed: int
+) -> tuple[Dataset | None, Dataset | None]:
+    """The part that calibrates and the part that measures; they never overlap."""
+    if data is None or measure is not None:
+        return data, measure
+    if len(data) < 2:
+        raise DataError(f"data {data.spec}: one input cannot both calibrate and measure; give two")
+    return data.split(1 - HELD_OUT, seed)
+
+
+class Judge:
+    """A metric bound to data and to the original whose loss is measured."""
+
+    def __init__(self, original: Graph, dataset: Dataset, metric: str | None, threads: int) -> None:
+        self._threads = threads
+        self._dataset = dataset
+        self._session = Session.open(original, threads=threads)
+        first = next(iter(dataset.batches(2)))
+        outputs = self._session.run(first)
+        self._metric: Metric = choose(
+            metric, has_labels=dataset.labels is not None, outputs=outputs
+        )
+        self._reference = Reference(self._session.run, dataset)
+        self.baseline = self._metric.evaluate(self._session.run, dataset, self._reference)
+
+    @property
+    def name(self) -> str:
+        return self._metric.name
+
+    def evaluate(self, graph: Graph) -> float:
+        """The metric of a graph on the held-out data."""
+        with Session.open(graph, threads=self._threads) as session:
+
+            def predict(batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+                return session.run(batch)
+
+            return self._metric.evaluate(predict, self._dataset, self._reference)
+
+    def drop(self, value: float) -> float:
+        """How much worse than the original, in units of `--max-drop`."""
+        return self._metric.drop(self.baseline, value)

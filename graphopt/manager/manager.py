@@ -1,0 +1,209 @@
+"""The pass manager: resolve, run, verify, gate, measure, record, and roll back what fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+from graphopt.data import Dataset
+from graphopt.errors import RecipeError
+from graphopt.ir import Graph
+from graphopt.manager.gate import Gate
+from graphopt.manager.judge import Judge, split_data
+from graphopt.manager.record import Measured, Report, Size, size_of
+from graphopt.manager.stages import Outcome, Runner, Silent, Watcher
+from graphopt.manager.workspace import Workspace, stage_key
+from graphopt.passbase import Need, Promise
+from graphopt.recipe import Recipe, Stage, load_recipe, read_steps
+from graphopt.runtime import BenchPlan, BenchResult, bench
+
+__all__ = ["PassManager", "Request", "Result"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is to reach and how it is to be done.
+
+    `max_drop` bounds the loss of the metric (a fraction: 0.01 is one point of top-1).
+    `target_latency` is a ratio to the original if `relative`, else milliseconds.
+    """
+
+    metric: str | None = None
+    max_drop: float | None = None
+    target_latency: float | None = None
+    relative: bool = True
+    workdir: Path | None = None
+    failures: Path = Path("graphopt-failures")
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    measure: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """The optimized graph and what is known about it."""
+
+    graph: Graph
+    report: Report
+
+
+class PassManager:
+    """Runs stages of passes over a graph.
+
+    Every name and option is resolved here, before any model is loaded. Raises RecipeError if one
+    is wrong.
+    """
+
+    def __init__(self, steps: Sequence[object] | Recipe | str) -> None:
+        """Take stages as plain data, a Recipe, or the name of one."""
+        if isinstance(steps, str):
+            steps = load_recipe(steps)
+        self.stages = steps.stages if isinstance(steps, Recipe) else read_steps(steps)
+        if not any(stage.passes for stage in self.stages):
+            raise RecipeError("pass manager: there are no passes to run; name at least one")
+
+    def run(
+        self,
+        graph: Graph,
+        *,
+        data: Dataset | None = None,
+        eval_data: Dataset | None = None,
+        request: Request | None = None,
+        watcher: Watcher | None = None,
+    ) -> Result:
+        """Optimize a copy of `graph`; the graph itself is not touched.
+
+        Raises DataError if passes need data and there are none. Whatever else goes wrong with a
+        stage rolls it back, and the run goes on with the best so far.
+        """
+        request = request or Request()
+        self._check_needs(data)
+        calibration, held_out = split_data(data, eval_data, request.seed)
+        gate = Gate(graph, calibration, seed=request.seed, threads=request.threads)
+        judge = self._judge(graph, held_out, request)
+        runner = Runner(graph, gate, calibration, judge, request.seed, request.threads,
+                        request.device, watcher or Silent(), _workspace(request))  # fmt: skip
+        before = _baseline(graph)
+        outcome = Outcome(graph.clone(), before)
+        for row in _rows(self.stages):
+            outcome = self._row(runner, row, outcome, request)
+        return self._report(graph, before, outcome, gate, judge, request)
+
+    def _check_needs(self, data: Dataset | None) -> None:
+        for step in (step for stage in self.stages for step in stage.passes):
+            if data is None and step.needs & {Need.CALIBRATION, Need.TRAINING}:
+                raise RecipeError(
+                    f"pass {step.name!r}: needs inputs to calibrate or train on; "
+                    "give --data (no labels needed)"
+                )
+
+    def _judge(self, graph: Graph, held_out: Dataset | None, request: Request) -> Judge | None:
+        if held_out is None:
+            if request.metric is not None or request.max_drop is not None:
+                raise RecipeError("metric: there are no data to measure it on; give --data")
+            return None
+        return Judge(graph, held_out, request.metric, request.threads)
+
+    def _row(
+        self, runner: Runner, row: tuple[Stage, ...], outcome: Outcome, request: Request
+    ) -> Outcome:
+        """Run a row, or take its result from the work directory."""
+        workspace = runner.workspace
+        if workspace is None or request.workdir is None:
+            return self._checked(runner, row, outcome, request)
+        facts = (metadata.version("graphopt"), str(request.seed), str(request.max_drop),
+                 runner.calibration.fingerprint() if runner.calibration else "")  # fmt: skip
+        key = stage_key(outcome.graph, row, *facts)
+        known = workspace.load(key)
+        if known is not None:
+            _LOG.info("taken from the work directory: %s", key)
+            return outcome.then(known[0], known[1])
+        after = self._checked(runner, row, outcome, request)
+        new = after.records[len(outcome.records) :]
+        if all(record.accepted for record in new):
+            workspace.save(key, after.graph, new)
+        return after
+
+    def _checked(
+        self, runner: Runner, row: tuple[Stage, ...], outcome: Outcome, request: Request
+    ) -> Outcome:
+        if all(step.promise is Promise.EXACT for stage in row for step in stage.passes):
+            return runner.exact(row, outcome)
+        return runner.stage(row[0], outcome, request.max_drop)
+
+    def _report(
+        self,
+        graph: Graph,
+        before: Size,
+        outcome: Outcome,
+        gate: Gate,
+        judge: Judge | None,
+        request: Request,
+    ) -> Result:
+        unmet = [
+            f"{record.name}: {record.reason}"
+            for record in outcome.records
+            if not record.accepted and record.promise != Promise.EXACT
+        ]
+        value = None if judge is None else judge.evaluate(outcome.graph)
+        baseline = Measured(before, metric=judge.baseline if judge else None)
+        result = Measured(size_of(outcome.graph), metric=value)
+        timing = None
+        if request.measure and gate.feeds:
+            timing = bench(graph, outcome.graph, feeds=gate.feeds[0],
+                           plan=BenchPlan(threads=request.threads, seed=request.seed))  # fmt: skip
+            baseline = replace(baseline, latency=timing.a)
+            result = replace(result, latency=timing.b)
+            unmet.extend(_missed(timing, request))
+        report = Report(
+            metadata.version("graphopt"), request.seed, baseline, result, outcome.records,
+            metric=judge.name if judge else None, max_drop=request.max_drop,
+            drop=judge.drop(value) if judge and value is not None else None,
+            bench=timing, gate=gate.unavailable or "checked in ONNX Runtime", unmet=tuple(unmet),
+        )  # fmt: skip
+        return Result(outcome.graph, report)
+
+
+def _workspace(request: Request) -> Workspace:
+    """Where stages are kept if they are to be, and reproducers of failures in any case."""
+    workspace = Workspace(request.workdir or request.failures)
+    if request.workdir is not None:
+        workspace.prepare()
+    return workspace
+
+
+def _baseline(graph: Graph) -> Size:
+    """The size of the file that was loaded, before normalisation, where it is known."""
+    size = size_of(graph)
+    if graph.source is None:
+        return size
+    return replace(size, nodes=graph.source.nodes, bytes=graph.source.size_bytes)
+
+
+def _rows(stages: Sequence[Stage]) -> Iterator[tuple[Stage, ...]]:
+    """Runs of exact stages, which share one gate, and every other stage by itself."""
+    row: list[Stage] = []
+    for stage in stages:
+        if all(step.promise is Promise.EXACT for step in stage.passes):
+            row.append(stage)
+            continue
+        if row:
+            yield tuple(row)
+            row = []
+        yield (stage,)
+    if row:
+        yield tuple(row)
+
+
+def _missed(timing: BenchResult, request: Request) -> Iterator[str]:
+    if request.target_latency is None or timing.ratio is None or timing.b is None:
+        return
+    reached, unit = (timing.ratio, "x") if request.relative else (timing.b.median_ms, "ms")
+    if reached > request.target_latency:
+        yield f"target latency {request.target_latency:g}{unit}: reached {reached:.3g}{unit}"

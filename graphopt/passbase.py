@@ -1,0 +1,93 @@
+"""What a pass is: options as fields, a promise, its needs, and one method that edits a graph."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import ClassVar
+
+import numpy as np
+
+from graphopt.data import Dataset
+from graphopt.ir import Graph
+
+__all__ = ["Context", "Need", "Note", "Pass", "Promise"]
+
+Note = str | int | float | bool | None | list["Note"] | dict[str, "Note"]
+"""Plain data that a pass leaves for the report."""
+
+
+class Promise(StrEnum):
+    """What a pass guarantees about its result, and so how the manager checks it."""
+
+    EXACT = "exact"
+    """Outputs equal those of the graph before, up to float rounding."""
+    CUT = "cut"
+    """Outputs equal those of the graph before with the removed channels or blocks masked."""
+    LOSSY = "lossy"
+    """The function changes; the loss of the metric is measured against the budget."""
+
+
+class Need(StrEnum):
+    """What a pass cannot run without."""
+
+    CALIBRATION = "calibration"
+    METRIC = "metric"
+    TRAINING = "training"
+
+
+def _silent(stage: str, fraction: float) -> None:
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the manager lends a pass for one run."""
+
+    original: Graph
+    """The graph the whole run started from: the teacher, never edited."""
+    calibration: Dataset | None = None
+    """Inputs to calibrate, refit and train on; never those that measure."""
+    evaluate: Callable[[Graph], float] | None = None
+    """The user's metric on the held-out part."""
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    progress: Callable[[str, float], None] = _silent
+    """Called with what is being done and the fraction done."""
+    notes: dict[str, Note] = field(default_factory=dict)
+    """Filled by the pass; becomes part of its record in the report."""
+
+    def generator(self) -> np.random.Generator:
+        """A random generator of this run's seed; the same one each time."""
+        return np.random.default_rng(self.seed)
+
+
+@dataclass(frozen=True)
+class Pass(abc.ABC):
+    """A rewriting step. Subclasses are frozen dataclasses whose fields are their options.
+
+    The docstring is the manual, `name` (kebab-case) is what recipes and the command line say.
+    """
+
+    name: ClassVar[str]
+    promise: ClassVar[Promise]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @abc.abstractmethod
+    def run(self, graph: Graph, context: Context) -> None:
+        """Edit `graph` in place; keep nothing on the pass."""
+
+    def reference(self, before: Graph, context: Context) -> Graph:
+        """The graph whose outputs the result must equal, for passes that promise exact or cut.
+
+        Called after `run`, with the same context; a cut returns its input with the consumers of
+        the removed channels masked.
+        """
+        return before
+
+    def options(self) -> Mapping[str, object]:
+        """The options by name, as they were given."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}

@@ -1,0 +1,152 @@
+"""Recipes: stages of passes in a YAML file, checked before anything is loaded.
+
+name: slim-and-quantize
+description: one sentence
+rounds: 1                        # repeat all stages until nothing changes, at most so often
+stages:
+  - lossless                     # a pass, or another recipe
+  - remove-channels: {ratio: 0.5}
+  - [refit, distill: {epochs: 3}]   # a stage of several passes: the budget is checked after it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from graphopt.errors import RecipeError
+from graphopt.passbase import Pass
+from graphopt.registry import build, catalog, nearest
+
+__all__ = ["Recipe", "Stage", "builtin_recipes", "load_recipe", "read_steps"]
+
+_KEYS = {"name", "description", "rounds", "stages"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Passes that are judged together; `rounds` > 1 repeats them until nothing changes."""
+
+    passes: tuple[Pass, ...]
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named list of stages."""
+
+    name: str
+    description: str
+    stages: tuple[Stage, ...]
+
+
+def builtin_recipes() -> dict[str, str]:
+    """Names of the recipes that come along, with their descriptions; no pass is imported."""
+    found = {}
+    for entry in sorted(_folder().iterdir(), key=lambda item: item.name):
+        if entry.name.endswith(".yaml"):
+            document = yaml.safe_load(entry.read_text())
+            found[entry.name.removesuffix(".yaml")] = str(document["description"])
+    return found
+
+
+def _folder() -> resources.abc.Traversable:
+    return resources.files("graphopt") / "recipes"
+
+
+def load_recipe(source: str) -> Recipe:
+    """Load a recipe by name or by path. Raises RecipeError naming the line and the key."""
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            return _read(path.read_text(), str(path), ())
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {source!r}: cannot be read ({error})") from error
+    return _builtin(source, ())
+
+
+def _builtin(name: str, within: tuple[str, ...]) -> Recipe:
+    entry = _folder() / f"{name}.yaml"
+    if not name or "/" in name or not entry.is_file():
+        raise RecipeError(f"recipe {name!r}: unknown; {nearest(name, builtin_recipes())}")
+    if name in within:
+        raise RecipeError(f"recipe {name!r}: includes itself through {' > '.join(within)}")
+    return _read(entry.read_text(), f"{name}.yaml", (*within, name))
+
+
+def _read(text: str, where: str, within: tuple[str, ...]) -> Recipe:
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark is not None else ""
+        raise RecipeError(f"recipe {where}{place}: not valid YAML") from error
+    if not isinstance(document, dict) or not isinstance(tree, yaml.MappingNode):
+        raise RecipeError(f"recipe {where}: must be a mapping with the key 'stages'")
+    lines = {key.value: value.start_mark.line + 1 for key, value in tree.value}
+    unknown = sorted(str(key) for key in document if key not in _KEYS)
+    if unknown:
+        hint = nearest(unknown[0], _KEYS)
+        line = lines.get(unknown[0], 1)
+        raise RecipeError(f"recipe {where}, line {line}: no key {unknown[0]!r}; {hint}")
+    rounds = document.get("rounds", 1)
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+        raise RecipeError(
+            f"recipe {where}, line {lines['rounds']}: 'rounds' must be a whole number from 1 on, "
+            f"got {rounds!r}"
+        )
+    stages = document.get("stages")
+    if not isinstance(stages, list) or not stages:
+        raise RecipeError(f"recipe {where}: 'stages' must be a list of passes")
+    nodes = next(value for key, value in tree.value if key.value == "stages").value
+    made: list[Stage] = []
+    for item, node in zip(stages, nodes, strict=True):
+        place = f"recipe {where}, line {node.start_mark.line + 1}"
+        try:
+            made.extend(_stages(item, within))
+        except RecipeError as error:
+            raise RecipeError(f"{place}: {error}") from error
+    if rounds > 1:
+        made = [Stage(tuple(step for stage in made for step in stage.passes), rounds)]
+    name = str(document.get("name") or Path(where).stem)
+    return Recipe(name, str(document.get("description") or ""), tuple(made))
+
+
+def _stages(item: object, within: tuple[str, ...]) -> Iterator[Stage]:
+    if isinstance(item, str) and item not in catalog():
+        try:
+            yield from _builtin(item, within).stages
+        except RecipeError as error:
+            if "unknown" not in str(error):
+                raise
+            hint = nearest(item, (*catalog(), *builtin_recipes()))
+            raise RecipeError(f"pass or recipe {item!r}: unknown; {hint}") from error
+        return
+    yield Stage(tuple(_steps(item)))
+
+
+def read_steps(items: Sequence[object]) -> tuple[Stage, ...]:
+    """Stages from plain data, as Python callers write them: names, mappings, passes and lists."""
+    return tuple(stage for item in items for stage in _stages(item, ()))
+
+
+def _steps(item: object) -> Iterator[Pass]:
+    if isinstance(item, Pass):
+        yield item
+    elif isinstance(item, str):
+        yield build(item)
+    elif isinstance(item, Mapping) and len(item) == 1:
+        name, options = next(iter(item.items()))
+        if options is not None and not isinstance(options, Mapping):
+            raise RecipeError(f"pass {name!r}: options must be a mapping, got {options!r}")
+        yield build(str(name), options)
+    elif isinstance(item, list | tuple) and item:
+        for entry in item:
+            yield from _steps(entry)
+    else:
+        raise RecipeError(f"a stage is a pass, {{pass: options}} or a list of them, got {item!r}")

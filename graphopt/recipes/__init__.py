@@ -1,0 +1,1 @@
+"""The recipes that come along, one YAML file each."""
