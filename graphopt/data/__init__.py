@@ -1,0 +1,13 @@
+"""Inputs to calibrate, train and measure with: named data sets, arrays, folders, functions.
+
+`open` reads a specification, `Dataset` hands out batches, `InputSpec` says what a model takes.
+"""
+
+from __future__ import annotations
+
+from graphopt.data.dataset import Dataset, Source
+from graphopt.data.inputs import InputSpec
+from graphopt.data.spec import held_out, open  # noqa: A004
+from graphopt.data.userfile import load_function, user_code
+
+__all__ = ["Dataset", "InputSpec", "Source", "held_out", "load_function", "open", "user_code"]
