@@ -12,6 +12,7 @@ import numpy as np
 
 from graphopt.data import Dataset
 from graphopt.ir import Graph
+from graphopt.rewrite import RewriteLog
 
 __all__ = ["Context", "Need", "Note", "Pass", "Promise"]
 
@@ -63,6 +64,13 @@ class Context:
     def generator(self) -> np.random.Generator:
         """A random generator of this run's seed; the same one each time."""
         return np.random.default_rng(self.seed)
+
+    def record(self, log: RewriteLog) -> None:
+        """Note how often each rule was applied, and what was refused and why."""
+        self.notes["applied"] = {rule: count for rule, count in sorted(log.applied.items())}
+        self.notes["refused"] = [
+            f"{refusal.rule}, {refusal.node}: {refusal.reason}" for refusal in log.refusals
+        ]
 
 
 @dataclass(frozen=True)

@@ -6,5 +6,7 @@ from collections.abc import Mapping
 
 __all__ = ["CATALOG"]
 
-CATALOG: Mapping[str, str] = {}
+CATALOG: Mapping[str, str] = {
+    "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
+}
 """Pass name -> "module:Class"; listing passes imports none of them."""

@@ -74,11 +74,8 @@ def canonical(model: onnx.ModelProto) -> str:
     for tensor in graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)
     shapes = sorted((t.name, tuple(t.dims), t.data_type) for t in graph.initializer)
-    attributes = {id(node): sorted(node.attribute, key=lambda a: a.name) for node in graph.node}
     for node in graph.node:
-        ordered = attributes[id(node)]
-        del node.attribute[:]
-        node.attribute.extend(ordered)
+        node.attribute.sort(key=lambda attribute: attribute.name)
     del graph.initializer[:], graph.value_info[:]
     return "\n".join([*(onnx.printer.to_text(node) for node in graph.node), str(shapes)])
 

@@ -1,0 +1,119 @@
+"""Maps y = scale * x + shift with one scale and shift per channel, read off nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from graphopt.ir import Array, Graph
+from graphopt.matching import is_op, keeps_shape, operands
+
+__all__ = ["AFFINE_OPS", "Affine", "Vector", "batch_norm", "constant_affine", "per_channel"]
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """y = scale * x + shift; vectors over the channels, or of one element for all of them."""
+
+    data: str
+    """The tensor that is x."""
+    scale: Vector
+    shift: Vector
+
+    def finite(self) -> bool:
+        return bool(np.all(np.isfinite(self.scale)) and np.all(np.isfinite(self.shift)))
+
+    def scales(self) -> bool:
+        return bool(np.any(self.scale != 1.0))
+
+    def shifts(self) -> bool:
+        return bool(np.any(self.shift != 0.0))
+
+    def after(self, first: Affine) -> Affine:
+        """This map applied to what `first` gives."""
+        return Affine(first.data, self.scale * first.scale, self.scale * first.shift + self.shift)
+
+
+def batch_norm(graph: Graph, node: gs.Node) -> Affine | str | None:
+    """What a BatchNormalization does at inference, on axis 1; or why that cannot be told."""
+    if not is_op(node, "BatchNormalization"):
+        return None
+    if node.attrs.get("training_mode", 0) or any(tensor.name for tensor in node.outputs[1:]):
+        return "it is in training mode"
+    if not node.attrs.get("spatial", 1) or graph.opset < 7:
+        return "its statistics are not per channel"
+    given = [graph.constant(tensor.name) for tensor in node.inputs[1:5]]
+    values = [value.astype(np.float64).reshape(-1) for value in given if value is not None]
+    if len(values) != 4:
+        return "its statistics are computed"
+    gamma, beta, mean, variance = values
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scale = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+        return Affine(node.inputs[0].name, scale, beta - mean * scale)
+
+
+def constant_affine(graph: Graph, node: gs.Node, axis: int) -> Affine | None:
+    """Add, Sub, Mul or Div with a constant that varies along one axis at most, and not the shape.
+
+    `axis` counts from the end (-3 for channels of images); the result's vectors run along it.
+    """
+    row = _CONSTANT.get(node.op) if is_op(node, *_CONSTANT) else None
+    pair = operands(graph, node)
+    if row is None or pair is None or not keeps_shape(graph, pair.data, pair.constant):
+        return None
+    values = per_channel(pair.constant, axis)
+    if values is None:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        coefficients = row(values, pair.first)
+    return None if coefficients is None else Affine(pair.data, *coefficients)
+
+
+def per_channel(constant: Array, axis: int) -> Vector | None:
+    """A constant as a vector along `axis` (negative); None if it varies along another axis."""
+    if constant.size == 0 or not np.issubdtype(constant.dtype, np.floating):
+        return None
+    for other in range(-constant.ndim, 0):
+        if other == axis or constant.shape[other] == 1:
+            continue
+        if not np.array_equal(constant, np.broadcast_to(_first(constant, other), constant.shape)):
+            return None
+        constant = _first(constant, other)
+    return constant.astype(np.float64).reshape(-1)
+
+
+def _first(constant: Array, axis: int) -> Array:
+    return np.take(constant, [0], axis=axis)
+
+
+def _add(c: Vector, first: bool) -> tuple[Vector, Vector]:
+    return np.ones_like(c), c
+
+
+def _subtract(c: Vector, first: bool) -> tuple[Vector, Vector]:
+    return (np.ones_like(c), -c) if first else (-np.ones_like(c), c)
+
+
+def _multiply(c: Vector, first: bool) -> tuple[Vector, Vector]:
+    return c, np.zeros_like(c)
+
+
+def _divide(c: Vector, first: bool) -> tuple[Vector, Vector] | None:
+    return (1.0 / c, np.zeros_like(c)) if first else None
+
+
+_CONSTANT: Mapping[str, Callable[[Vector, bool], tuple[Vector, Vector] | None]] = {
+    "Add": _add,
+    "Div": _divide,
+    "Mul": _multiply,
+    "Sub": _subtract,
+}
+"""Scale and shift from the constant, and whether x is the first operand."""
+
+AFFINE_OPS = tuple(sorted(_CONSTANT))
