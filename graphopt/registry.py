@@ -23,7 +23,7 @@ from pathlib import Path
 from graphopt.errors import RecipeError
 from graphopt.passbase import Pass
 
-__all__ = ["Entry", "build", "catalog", "load_class", "nearest"]
+__all__ = ["Entry", "build", "catalog", "describe_type", "load_class", "nearest"]
 
 GROUP = "graphopt.passes"
 
@@ -165,7 +165,7 @@ def _coerce(value: object, hint: object, who: str) -> object:
             return float(value)
     elif _is_of(value, hint):
         return value
-    raise RecipeError(f"{who} must be {_describe(hint)}, got {value!r}")
+    raise RecipeError(f"{who} must be {describe_type(hint)}, got {value!r}")
 
 
 def _is_of(value: object, hint: object) -> bool:
@@ -175,7 +175,8 @@ def _is_of(value: object, hint: object) -> bool:
     return hint is bool or not isinstance(value, bool)
 
 
-def _describe(hint: object) -> str:
+def describe_type(hint: object) -> str:
+    """An option type in words."""
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     if inspect.isclass(hint) and issubclass(hint, StrEnum):

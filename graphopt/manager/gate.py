@@ -67,9 +67,7 @@ class Gate:
                     self._feeds = [dict(feeds.arrays)]
                     self._outputs = [list(feeds.outputs)]
                 else:
-                    self._feeds = [
-                        dict(batch) for batch in dataset.take(_SAMPLES).batches(_SAMPLES)
-                    ]
+                    self._feeds = [dict(next(dataset.batches(_SAMPLES)))]
                     self._outputs = [session.run(feeds) for feeds in self._feeds]
             self._reference = (original, original.revision)
         except RuntimeUnavailable as error:

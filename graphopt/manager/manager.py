@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from graphopt.data import Dataset
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.manager.gate import Gate
-from graphopt.manager.judge import Judge, split_data
+from graphopt.manager.judge import Judge, input_specs, split_data
 from graphopt.manager.record import Measured, Report, Size, size_of
 from graphopt.manager.stages import Outcome, Runner, Silent, Watcher
 from graphopt.manager.workspace import Workspace, stage_key
@@ -45,6 +46,21 @@ class Request:
     measure: bool = True
 
 
+class Options(TypedDict, total=False):
+    """The fields of a Request as keyword arguments."""
+
+    metric: str | None
+    max_drop: float | None
+    target_latency: float | None
+    relative: bool
+    workdir: Path | None
+    failures: Path
+    seed: int
+    threads: int
+    device: str
+    measure: bool
+
+
 @dataclass(frozen=True)
 class Result:
     """The optimized graph and what is known about it."""
@@ -74,17 +90,22 @@ class PassManager:
         *,
         data: Dataset | None = None,
         eval_data: Dataset | None = None,
-        request: Request | None = None,
         watcher: Watcher | None = None,
+        **options: Unpack[Options],
     ) -> Result:
-        """Optimize a copy of `graph`; the graph itself is not touched.
+        """Optimize a copy of `graph`; the graph itself is not touched. `options` are a Request's.
 
-        Raises DataError if passes need data and there are none. Whatever else goes wrong with a
-        stage rolls it back, and the run goes on with the best so far.
+        `data` is split into a part that calibrates and trains and one that measures, unless
+        `eval_data` are given to measure on. Raises RecipeError if passes need data and there are
+        none, DataError if they do not fit. Whatever else goes wrong with a stage rolls it back,
+        and the run goes on with the best so far.
         """
-        request = request or Request()
+        request = Request(**options)
         self._check_needs(data)
-        calibration, held_out = split_data(data, eval_data, request.seed)
+        specs = input_specs(graph) if data or eval_data else ()
+        calibration, held_out = split_data(
+            data and data.bind(specs), eval_data and eval_data.bind(specs), request.seed
+        )
         gate = Gate(graph, calibration, seed=request.seed, threads=request.threads)
         judge = self._judge(graph, held_out, request)
         runner = Runner(graph, gate, calibration, judge, request.seed, request.threads,

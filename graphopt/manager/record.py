@@ -116,6 +116,12 @@ class Report:
     def with_files(self, source: Path | None, target: Path | None) -> Report:
         return replace(self, input=source, output=target)
 
+    @property
+    def channels(self) -> Note:
+        """What was cut: {initializer: {axis: [kept indices of the original]}}, None if nothing."""
+        cuts = [r.notes["channels"] for r in self.passes if r.accepted and "channels" in r.notes]
+        return cuts[-1] if cuts else None
+
     def to_json(self) -> dict[str, Note]:
         """The document of `--json`."""
         return {

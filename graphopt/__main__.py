@@ -1,0 +1,7 @@
+"""`python -m graphopt`, the same as the `graphopt` command."""
+
+from __future__ import annotations
+
+from graphopt.cli import main
+
+main()

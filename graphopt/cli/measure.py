@@ -1,0 +1,236 @@
+"""`graphopt bench` and `graphopt compare`: how fast, and how alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+
+from graphopt.cli.options import (
+    data_option,
+    json_option,
+    preprocess_option,
+    seed_option,
+    threads_option,
+    write_json,
+)
+from graphopt.cli.show import change, print_table
+from graphopt.data import Dataset
+from graphopt.data import open as open_data
+from graphopt.errors import DataError, ModelError
+from graphopt.ir import Graph
+from graphopt.manager import input_specs, size_of
+from graphopt.metrics import Metric, choose
+from graphopt.passbase import Note
+from graphopt.runtime import BenchPlan, BenchResult, Comparison, Latency, Session
+from graphopt.runtime import bench as run_bench
+from graphopt.runtime import compare as compare_outputs
+from graphopt.runtime.drawing import sized_feeds
+
+__all__ = ["bench", "compare"]
+
+
+@click.command()
+@click.argument("model", type=Path)
+@click.option("--against", type=Path, multiple=True, help="Another model, timed in turns with it.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
+@threads_option
+@seed_option
+@json_option
+def bench(
+    model: Path,
+    against: Sequence[Path],
+    batch: int,
+    threads: int,
+    seed: int,
+    json_file: Path | None,
+) -> int:
+    """Time MODEL in ONNX Runtime; with --against, in interleaved pairs, so that ratios hold."""
+    graph = Graph.load(model)
+    feeds = sized_feeds(graph, seed, batch)
+    plan = BenchPlan(threads=threads, seed=seed, memory=True)
+    results = {
+        other: run_bench(model, other, feeds=feeds, plan=plan) for other in (against or (None,))
+    }
+    first = next(iter(results.values()))
+    rows = [_row(model, first.a, None)]
+    rows += [
+        _row(other, result.b, result) for other, result in results.items() if other and result.b
+    ]
+    columns = ["model", "median ms", "p10", "p90", "peak MB", "ratio", "95 % interval", "verdict"]
+    print_table(f"batch {batch}, {threads or 'all'} threads", columns, rows)
+    if json_file is not None:
+        write_json(json_file, _bench_document(model, results, batch, threads))
+    return 0
+
+
+def _row(model: Path, latency: Latency, result: BenchResult | None) -> list[str]:
+    memory = "" if latency.peak_memory_mb is None else f"{latency.peak_memory_mb:.0f}"
+    times = [f"{value:.3f}" for value in (latency.median_ms, latency.p10_ms, latency.p90_ms)]
+    if result is None or result.ratio is None or result.interval is None:
+        return [model.name, *times, memory, "", "", ""]
+    low, high = result.interval
+    return [model.name, *times, memory, f"{result.ratio:.3f}", f"{low:.3f}..{high:.3f}",
+            result.verdict]  # fmt: skip
+
+
+def _bench_document(
+    model: Path, results: Mapping[Path | None, BenchResult], batch: int, threads: int
+) -> dict[str, Note]:
+    first = next(iter(results.values()))
+    against: list[Note] = [
+        {
+            "model": str(other),
+            **_latency(result.b),
+            "ratio": result.ratio,
+            "interval": list(result.interval or ()),
+            "pairs": result.pairs,
+            "verdict": result.verdict,
+        }
+        for other, result in results.items()
+        if other is not None and result.b is not None
+    ]
+    head: dict[str, Note] = {"model": str(model), "batch": batch, "threads": threads}
+    return {**head, **_latency(first.a), "against": against}
+
+
+def _latency(latency: Latency) -> dict[str, Note]:
+    times: dict[str, Note] = {
+        "median": latency.median_ms, "p10": latency.p10_ms, "p90": latency.p90_ms
+    }  # fmt: skip
+    return {"latency_ms": times, "peak_memory_mb": latency.peak_memory_mb}
+
+
+@click.command()
+@click.argument("a", type=Path)
+@click.argument("b", type=Path)
+@data_option
+@preprocess_option
+@click.option("--metric", help="top1, top5, agreement, mse, sqnr, or file.py:function.")
+@seed_option
+@json_option
+def compare(
+    a: Path,
+    b: Path,
+    data: str | None,
+    preprocess: str | None,
+    metric: str | None,
+    seed: int,
+    json_file: Path | None,
+) -> int:
+    """Compare A, the reference, with B: structure, outputs, and with --data the metric."""
+    one, other = Graph.load(a), Graph.load(b)
+    if one.outputs != other.outputs or one.inputs != other.inputs:
+        raise ModelError(
+            f"compare: {a.name} has inputs {list(one.inputs)} and outputs {list(one.outputs)}, "
+            f"{b.name} {list(other.inputs)} and {list(other.outputs)}; they must be the same"
+        )
+    dataset = None
+    if data is not None:
+        dataset = open_data(data, input_specs(one), preprocess=preprocess, seed=seed)
+    elif metric is not None:
+        raise DataError("--metric: there are no data to take it on; give --data")
+    feeds = sized_feeds(one, seed, 2) if dataset is None else next(iter(dataset.batches(16)))
+    found = _outputs(a, b, feeds)
+    _show_structure(one, other)
+    _show_outputs(found)
+    measured = None if dataset is None else _metric(a, b, dataset, metric)
+    if measured is not None:
+        print_table("", ["metric", a.name, b.name, "drop"],
+                    [[measured[0], *(f"{value:.4f}" for value in measured[1:])]])  # fmt: skip
+    if json_file is not None:
+        write_json(json_file, _compare_document(a, b, one, other, found, measured))
+    return 0
+
+
+def _outputs(a: Path, b: Path, feeds: Mapping[str, np.ndarray]) -> Comparison:
+    with Session.open(a, optimize="none") as one, Session.open(b, optimize="none") as other:
+        names = [port.name for port in one.outputs]
+        return compare_outputs(one.run(feeds), other.run(feeds), names)
+
+
+def _show_structure(one: Graph, other: Graph) -> None:
+    before, after = size_of(one).to_json(), size_of(other).to_json()
+    rows = []
+    for name in ("nodes", "parameters", "macs", "bytes"):
+        old, new = before[name], after[name]
+        assert isinstance(old, int), "sizes are integers"
+        assert isinstance(new, int), "sizes are integers"
+        rows.append([name, f"{old:,}", f"{new:,}", change(old, new)])
+    counts = [_operators(graph) for graph in (one, other)]
+    for operator in sorted(set(counts[0]) | set(counts[1])):
+        old, new = (count.get(operator, 0) for count in counts)
+        if old != new:
+            rows.append([operator, str(old), str(new), f"{new - old:+d}"])
+    print_table("structure", ["", "A", "B", "change"], rows)
+
+
+def _operators(graph: Graph) -> Mapping[str, int]:
+    from graphopt.cost import cost
+
+    return cost(graph).operators
+
+
+def _show_outputs(found: Comparison) -> None:
+    rows = [
+        [
+            output.name,
+            f"{output.max_abs:.3g}",
+            f"{output.mean_abs:.3g}",
+            f"{output.relative:.3g}",
+            f"{output.sqnr_db:.1f}",
+            output.problem or (f"{output.mismatched} differ" if output.mismatched else ""),
+        ]
+        for output in found.outputs
+    ]
+    columns = ["output", "largest error", "mean error", "of its range", "SQNR dB", "remark"]
+    print_table("outputs", columns, rows)
+
+
+def _metric(
+    a: Path, b: Path, dataset: Dataset, name: str | None
+) -> tuple[str, float, float, float]:
+    with Session.open(a) as one, Session.open(b) as other:
+        outputs = one.run(next(iter(dataset.batches(2))))
+        metric: Metric = choose(name, has_labels=dataset.labels is not None, outputs=outputs)
+        before = metric.evaluate(one.run, dataset, one.run)
+        after = metric.evaluate(other.run, dataset, one.run)
+    return metric.name, before, after, metric.drop(before, after)
+
+
+def _compare_document(
+    a: Path,
+    b: Path,
+    one: Graph,
+    other: Graph,
+    found: Comparison,
+    measured: tuple[str, float, float, float] | None,
+) -> dict[str, Note]:
+    outputs: list[Note] = [
+        {
+            "name": output.name,
+            "max_abs": _finite(output.max_abs),
+            "mean_abs": _finite(output.mean_abs),
+            "relative": _finite(output.relative),
+            "sqnr_db": _finite(output.sqnr_db),
+            "mismatched": output.mismatched,
+            "problem": output.problem,
+        }
+        for output in found.outputs
+    ]
+    metric: Note = None
+    if measured is not None:
+        metric = dict(zip(("name", "a", "b", "drop"), measured, strict=True))
+    return {
+        "a": {"model": str(a), **size_of(one).to_json()},
+        "b": {"model": str(b), **size_of(other).to_json()},
+        "outputs": outputs,
+        "metric": metric,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: equal outputs have no finite signal-to-noise ratio."""
+    return value if np.isfinite(value) else None

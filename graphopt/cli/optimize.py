@@ -1,0 +1,147 @@
+"""`graphopt optimize`: the main job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from graphopt.cli.options import (
+    data_option,
+    json_option,
+    preprocess_option,
+    read_latency,
+    seed_option,
+    threads_option,
+    write_json,
+)
+from graphopt.errors import RecipeError, TargetError
+
+if TYPE_CHECKING:
+    from graphopt.manager import PassManager
+
+__all__ = ["optimize"]
+
+
+@click.command()
+@click.argument("model", type=Path)
+@click.option("-o", "--output", type=Path, help="Default: MODEL with .opt.onnx at its end.")
+@click.option("--recipe", help="A recipe by name, or a YAML file. Default: lossless.")
+@click.option("--passes", help='Passes instead: "a,b{option=value};c" (; ends a stage).')
+@data_option
+@click.option("--eval-data", help="Inputs that measure; default: half of --data, held out.")
+@preprocess_option
+@click.option("--metric", help="top1, top5, agreement, mse, sqnr, or file.py:function.")
+@click.option("--max-drop", type=float, help="Largest loss of the metric, 0.01: one point.")
+@click.option("--target-latency", help="As 0.5x (of the original's) or 3ms.")
+@click.option("--report", type=Path, help="Directory for report.json and report.html.")
+@json_option
+@click.option("--workdir", type=Path, help="Keep finished stages here; a killed run resumes.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="For training."
+)
+@seed_option
+@threads_option
+@click.option("--no-bench", is_flag=True, help="Do not measure latency.")
+def optimize(**options: object) -> int:
+    """Make MODEL smaller and faster; the result appears only if it is whole and checked.
+
+    Without --data the rewrites are lossless. With --data, lossy recipes are held to --max-drop on
+    inputs they have not seen; the original teaches the result, labels are not needed.
+    """
+    return _run(Job(**options))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options of `optimize` as they were given."""
+
+    model: Path
+    output: Path | None
+    recipe: str | None
+    passes: str | None
+    data: str | None
+    eval_data: str | None
+    preprocess: str | None
+    metric: str | None
+    max_drop: float | None
+    target_latency: str | None
+    report: Path | None
+    json_file: Path | None
+    workdir: Path | None
+    device: str
+    seed: int
+    threads: int
+    no_bench: bool
+
+    def target(self) -> Path:
+        """Where the result goes. Raises TargetError for a place that cannot be meant."""
+        target = self.output or self.model.with_name(f"{self.model.stem}.opt.onnx")
+        if target.is_dir():
+            raise TargetError(f"-o {target}: is a directory; name a file")
+        if not target.parent.is_dir():
+            raise TargetError(f"-o {target}: there is no directory {target.parent}; make it first")
+        if target.resolve() == self.model.resolve() or (
+            target.exists() and self.model.exists() and target.samefile(self.model)
+        ):
+            raise TargetError(f"-o {target}: is the input file, which is never changed")
+        return target
+
+
+def _run(job: Job) -> int:
+    """Check the whole request before the model is read, then do it."""
+    target = job.target()
+    manager = _manager(job)
+    latency, relative = read_latency(job.target_latency) if job.target_latency else (None, True)
+
+    from graphopt import data as datasets
+    from graphopt.cli.show import Progress, show_report
+    from graphopt.ir import Graph
+
+    graph = Graph.load(job.model)
+    inputs = job.data and datasets.open(job.data, preprocess=job.preprocess, seed=job.seed)
+    measured = job.eval_data or (job.data and datasets.held_out(job.data))
+    held_out = measured and datasets.open(measured, preprocess=job.preprocess, seed=job.seed)
+    with Progress() as progress:
+        result = manager.run(
+            graph,
+            data=inputs or None,
+            eval_data=held_out or None,
+            watcher=progress,
+            metric=job.metric,
+            max_drop=job.max_drop,
+            target_latency=latency,
+            relative=relative,
+            workdir=job.workdir,
+            failures=target.with_name(f"{target.stem}.failures"),
+            seed=job.seed,
+            threads=job.threads,
+            device=job.device,
+            measure=not job.no_bench,
+        )
+    result.graph.save(target)
+    report = result.report.with_files(job.model, target)
+    if job.json_file is not None:
+        write_json(job.json_file, report.to_json())
+    if job.report is not None:
+        from graphopt.report import write_report
+
+        write_report(report, job.report)
+    show_report(report)
+    return 1 if report.unmet else 0
+
+
+def _manager(job: Job) -> PassManager:
+    """Resolve every pass and option; without any, the recipe that is safe without being asked."""
+    from graphopt.manager import PassManager
+    from graphopt.notation import parse
+    from graphopt.recipe import Recipe, Stage, load_recipe
+
+    if job.recipe is not None and job.passes is not None:
+        raise RecipeError("--recipe and --passes: give one of them")
+    if job.passes is None:
+        return PassManager(load_recipe(job.recipe or "lossless"))
+    stages = tuple(Stage(tuple(steps)) for steps in parse(job.passes) if steps)
+    return PassManager(Recipe("--passes", "", stages))

@@ -1,0 +1,34 @@
+"""Write a run's report into a directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from graphopt.errors import TargetError
+from graphopt.ir import atomic_file
+from graphopt.manager import Report
+from graphopt.report.page import render
+
+__all__ = ["write_report"]
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write report.json and report.html, and channels.json if channels were removed.
+
+    channels.json maps each initializer that was cut to {axis: [kept indices]} of the original.
+    Raises TargetError if the directory cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TargetError(f"--report {folder}: cannot be made ({error.strerror})") from error
+    files = {
+        "report.json": json.dumps(report.to_json(), indent=2) + "\n",
+        "report.html": render(report),
+    }
+    if report.channels is not None:
+        files["channels.json"] = json.dumps(report.channels) + "\n"
+    for name, text in files.items():
+        with atomic_file(folder / name) as file:
+            file.write(text.encode())

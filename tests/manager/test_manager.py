@@ -1,0 +1,140 @@
+"""The manager keeps promises: what fails its gate or budget is rolled back and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphopt.data import Dataset
+from graphopt.errors import RecipeError
+from graphopt.ir import Graph
+from graphopt.manager import PassFailure, PassManager, Result
+from graphopt.passbase import Pass
+from tests.asserting import assert_same_outputs, operators
+from tests.samples import Break, Crash, Damage, DropIdentity, GiveUp, Greedy, Scale, convnet
+
+
+def _run(*steps: Pass | list[Pass], data: Dataset | None = None, **options: object) -> Result:
+    return PassManager(list(steps)).run(
+        Graph.load(convnet()),
+        data=data,
+        **{"measure": False, **options},  # type: ignore[arg-type]
+    )
+
+
+def _images(count: int = 64) -> Dataset:
+    rng = np.random.default_rng(1)
+    return Dataset.from_arrays({"x": rng.standard_normal((count, 3, 8, 8), dtype=np.float32)})
+
+
+def test_exact_pass_is_accepted_and_recorded() -> None:
+    result = _run(DropIdentity())
+    assert "Identity" not in operators(result.graph)
+    (record,) = result.report.passes
+    assert record.accepted
+    assert record.modified
+    assert (record.before.nodes, record.after.nodes) == (6, 5)
+    assert record.max_abs_diff == 0
+    assert not result.report.unmet
+
+
+def test_the_given_graph_is_not_touched() -> None:
+    graph = Graph.load(convnet())
+    before = graph.fingerprint()
+    PassManager([DropIdentity()]).run(graph, measure=False)
+    assert graph.fingerprint() == before
+
+
+def test_wrong_exact_pass_is_bisected_and_rolled_back() -> None:
+    result = _run(DropIdentity(), Damage())
+    by_name = {record.name: record for record in result.report.passes}
+    assert by_name["drop-identity"].accepted
+    assert not by_name["damage"].accepted
+    assert "differs by" in str(by_name["damage"].reason)
+    assert operators(result.graph).count("Relu") == 1
+    assert "Identity" not in operators(result.graph)
+    assert_same_outputs(convnet(), result.graph)
+
+
+def test_pass_that_leaves_a_broken_graph_is_rolled_back() -> None:
+    result = _run(Break(), DropIdentity())
+    by_name = {record.name: record for record in result.report.passes}
+    assert "broken graph" in str(by_name["break"].reason)
+    assert by_name["drop-identity"].accepted
+
+
+def test_crash_leaves_a_reproducer(tmp_path: Path) -> None:
+    with pytest.raises(PassFailure, match="planned"):
+        _run(DropIdentity(), Crash(), failures=tmp_path / "failures")
+    (folder,) = (tmp_path / "failures").iterdir()
+    saved = Graph.load(folder / "before.onnx")
+    assert operators(saved) == operators(Graph.load(convnet()))
+    assert "--passes drop-identity,crash" in (folder / "reproduce.sh").read_text()
+
+
+def test_pass_that_gives_up_ends_only_its_stage() -> None:
+    result = _run(GiveUp(), DropIdentity())
+    assert "Identity" not in operators(result.graph)
+    assert result.report.unmet == ("give-up: give-up: no row for 'Conv'",)
+
+
+def test_loss_within_budget_stays() -> None:
+    result = _run(Scale(factor=0.999), data=_images(), max_drop=0.2)
+    assert result.report.passes[0].accepted
+    assert result.report.metric == "agreement"
+    assert result.report.drop is not None
+    assert result.report.drop <= 0.2
+
+
+def test_loss_beyond_budget_is_rolled_back_and_unmet() -> None:
+    result = _run(Scale(factor=-1.0), data=_images(), max_drop=0.01)
+    assert not result.report.passes[0].accepted
+    assert "the budget is 0.01" in result.report.unmet[0]
+    assert_same_outputs(convnet(), result.graph, tolerance=0)
+    assert result.report.drop == 0
+
+
+def test_budget_is_checked_at_the_end_of_a_stage() -> None:
+    """What one pass ruins the next one of its stage may mend."""
+    result = _run([Scale(factor=-1.0), Scale(factor=-1.0)], data=_images(), max_drop=0.01)
+    assert [record.accepted for record in result.report.passes] == [True, True]
+
+
+def test_what_measures_never_calibrates() -> None:
+    result = _run(Greedy(), data=_images(64))
+    assert result.report.passes[0].notes == {"seen": 32}
+
+
+def test_needs_are_checked_before_anything_runs() -> None:
+    with pytest.raises(RecipeError, match="needs inputs"):
+        _run(Greedy())
+
+
+def test_metric_without_data_is_refused() -> None:
+    with pytest.raises(RecipeError, match="--data"):
+        _run(DropIdentity(), max_drop=0.1)
+
+
+def test_finished_stages_are_taken_from_the_work_directory(tmp_path: Path) -> None:
+    first = _run(DropIdentity(), Scale(), data=_images(), workdir=tmp_path)
+    assert not any(record.cached for record in first.report.passes)
+    again = _run(DropIdentity(), Scale(), data=_images(), workdir=tmp_path)
+    assert all(record.cached for record in again.report.passes)
+    assert again.graph.content_hash() == first.graph.content_hash()
+    changed = _run(DropIdentity(), Scale(factor=0.25), data=_images(), workdir=tmp_path)
+    assert [record.cached for record in changed.report.passes] == [True, False]
+
+
+def test_damaged_work_directory_is_no_obstacle(tmp_path: Path) -> None:
+    _run(DropIdentity(), workdir=tmp_path)
+    for file in (tmp_path / "stages").iterdir():
+        file.write_bytes(file.read_bytes()[:20])
+    result = _run(DropIdentity(), workdir=tmp_path)
+    assert not any(record.cached for record in result.report.passes)
+
+
+def test_no_passes_are_refused() -> None:
+    with pytest.raises(RecipeError, match="no passes"):
+        PassManager([])

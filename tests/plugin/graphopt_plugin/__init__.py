@@ -1,0 +1,5 @@
+"""The table of passes that this distribution offers."""
+
+from __future__ import annotations
+
+CATALOG = {"relabel-nodes": "graphopt_plugin.relabel:RelabelNodes"}
