@@ -35,12 +35,8 @@ def check(scopes: Scopes, edit: Edit) -> None:
     for node in edit.remove:
         scopes.of(node)
     made = {name for node in edit.add for name in node.outputs if name}
-    lost = {
-        tensor.name
-        for node in edit.remove
-        for tensor in node.outputs
-        if tensor.name and not (made | edit.constants.keys() | edit.replace.keys()) & {tensor.name}
-    }
+    kept = {"", *made, *edit.constants, *edit.replace}
+    lost = {tensor.name for node in edit.remove for tensor in node.outputs} - kept
     for name in lost:
         readers = [node for node in scopes.tensors[name].outputs if not _goes(scopes, node, going)]
         if readers or scopes.is_output(name):

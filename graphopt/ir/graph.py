@@ -21,9 +21,11 @@ import onnx_graphsurgeon as gs
 from graphopt.errors import EditError, TargetError
 from graphopt.ir import convert, editing, normalise, shapes
 from graphopt.ir.edit import Edit
+from graphopt.ir.facts import Facts
 from graphopt.ir.reading import INLINE_BYTES, Array, read_model
 from graphopt.ir.scopes import Scopes
 from graphopt.ir.structure import check_nodes, count_nodes, straighten
+from graphopt.ir.values import Known, known_array
 from graphopt.ir.writing import skeleton_tensor, write_model
 
 __all__ = ["Graph", "Source"]
@@ -51,7 +53,7 @@ class Graph:
         self._input_order = [info.name for info in model.graph.input]
         self._infos = dict(convert.declared(model.graph))
         self._scopes = Scopes(convert.import_scope(model), arrays, overridable)
-        self._shapes: dict[str, shapes.TensorInfo] | None = None
+        self._facts: Facts | None = None
         self._revision = 0
         self.source: Source | None = None
 
@@ -78,7 +80,7 @@ class Graph:
         other._frame, other._input_order = self._frame, self._input_order
         other._infos = dict(self._infos)
         other._scopes = self._scopes.copy()
-        other._shapes = None if self._shapes is None else dict(self._shapes)
+        other._facts = None if self._facts is None else self._facts.copy(other._scopes)
         other._revision = self._revision
         other.source = self.source
         return other
@@ -87,7 +89,7 @@ class Graph:
         """Become what `other` is; `other` must not be used any more."""
         self._frame, self._infos = other._frame, other._infos
         self._input_order = other._input_order
-        self._scopes, self._shapes = other._scopes, other._shapes
+        self._scopes, self._facts = other._scopes, other._facts
         self._revision += 1
 
     # ---- what there is -------------------------------------------------------------------
@@ -195,37 +197,21 @@ class Graph:
     def dtype(self, name: str) -> np.dtype[np.generic] | None:
         return self._info(name).dtype
 
-    def _info(self, name: str) -> shapes.TensorInfo:
-        constant = self.constant(name)
-        if constant is not None:
-            return shapes.array_info(constant)
-        if self._shapes is None:
-            self._shapes = shapes.infer_model(self._model(inline_bytes=INLINE_BYTES)[0])
-        if name not in self._shapes:
-            self._infer_locally(name)
-        return self._shapes[name]
+    def known(self, name: str) -> Known | None:
+        """What is known of an integer tensor's value, be it constant or computed from shapes."""
+        return self._facts_now().known(name)
 
-    def _infer_locally(self, name: str) -> None:
-        """Infer the node that an edit has brought, and those before it, without the rest."""
-        assert self._shapes is not None, "the model is inferred first"
-        self._shapes[name] = shapes.TensorInfo(None, None)
-        node = self.producer(name) if name in self._scopes.tensors else None
-        if node is None:
-            return
-        sources = [tensor.name for tensor in node.inputs if tensor.name]
-        known = {source: self._info(source) for source in sources}
-        small = {
-            source: value
-            for source in sources
-            if (value := self.constant(source)) is not None and value.nbytes <= INLINE_BYTES
-        }
-        proto = self._exporter().node(node)
-        found = shapes.infer_node(proto, known, small, self.domains, self._frame.ir_version)
-        self._shapes.update({key: info for key, info in found.items() if key})
+    def _info(self, name: str) -> shapes.TensorInfo:
+        return self._facts_now().info(name)
+
+    def _facts_now(self) -> Facts:
+        if self._facts is None:
+            self._facts = Facts.of(self._model(inline_bytes=INLINE_BYTES)[0], self._scopes)
+        return self._facts
 
     def reshape_notice(self) -> None:
         """Drop every inferred shape: sizes have changed, not only structure."""
-        self._shapes = None
+        self._facts = None
 
     # ---- changes -------------------------------------------------------------------------
 
@@ -238,9 +224,8 @@ class Graph:
         editing.check(self._scopes, edit)
         touched = editing.perform(self._scopes, edit)
         self._revision += 1
-        if self._shapes is not None:
-            for name in touched:
-                self._shapes.pop(name, None)
+        if self._facts is not None:
+            self._facts.forget(touched)
 
     def set_constant(self, name: str, array: Array) -> None:
         """Give an existing constant a new value, for all who read it."""
@@ -250,8 +235,8 @@ class Graph:
         reshaped = convert.values_of(tensor).shape != array.shape
         tensor.values = array
         self._revision += 1
-        if reshaped:
-            self._shapes = None
+        if reshaped or known_array(array) is not None:
+            self._facts = None
 
     def set_attribute(self, node: gs.Node, key: str, value: object | None) -> None:
         """Set an attribute, or remove it with None."""
@@ -269,7 +254,7 @@ class Graph:
             if entry.domain in ("", "ai.onnx"):
                 entry.version = version
         self._frame = frame
-        self._shapes = None
+        self._facts = None
         self._revision += 1
 
     def prune(self) -> int:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from onnx import numpy_helper
 from graphopt.ir.convert import values_of
 from graphopt.ir.edit import Edit
 from graphopt.ir.reading import Array
-from graphopt.ir.values import Known, as_integers, evaluate, known_array
+from graphopt.ir.values import Known, as_integers
 
 if TYPE_CHECKING:
     from graphopt.ir.graph import Graph
@@ -35,40 +36,51 @@ _UNIFORM_BYTES = 4096
 
 def normalise(graph: Graph) -> None:
     """Bring a freshly loaded graph into the form all passes expect."""
-    for node in list(graph.all_nodes()):
-        value = _constant_value(graph, node)
-        if value is not None and not graph.is_output(node.outputs[0].name):
-            graph.apply(Edit(remove=(node,), constants={node.outputs[0].name: value}))
-    while _fold_integers(graph):
-        graph.reshape_notice()  # a folded Reshape target tells the sizes behind it
+    _name_constants(graph)
+    while _fold_integers(graph) and (graph.functions or len(list(graph.scopes())) > 1):
+        graph.reshape_notice()  # inference sees through bodies only with the whole model
     graph.prune()
 
 
-def _fold_integers(graph: Graph) -> int:
-    """Turn integer tensors of known value into constants; return how many."""
-    folded = 0
+def _name_constants(graph: Graph) -> None:
+    """Turn nodes that are constants by another name into constants."""
+    constants: dict[str, Array] = {}
+    nodes = []
+    for node in graph.all_nodes():
+        inputs = [tensor.name for tensor in node.inputs]
+        values = [constants.get(name, graph.constant(name)) for name in inputs]
+        value = _constant_value(node, values)
+        if value is not None and not graph.is_output(node.outputs[0].name):
+            constants[node.outputs[0].name] = value
+            nodes.append(node)
+    graph.apply(Edit(remove=tuple(nodes), constants=constants))
+
+
+def _fold_integers(graph: Graph) -> bool:
+    """Turn integer tensors of known value into constants; say whether there were any."""
+    constants, nodes = {}, []
     for name, known in integer_values(graph).items():
         numbers, dtype, node = as_integers(known), graph.dtype(name), graph.producer(name)
         if numbers is None or dtype is None or node is None or len(node.outputs) != 1:
             continue
         if not graph.is_output(name):
-            graph.apply(Edit(remove=(node,), constants={name: numbers.astype(dtype)}))
-            folded += 1
-    return folded
+            constants[name] = numbers.astype(dtype)
+            nodes.append(node)
+    graph.apply(Edit(remove=tuple(nodes), constants=constants))
+    return bool(nodes)
 
 
-def _constant_value(graph: Graph, node: gs.Node) -> Array | None:
+def _constant_value(node: gs.Node, inputs: Sequence[Array | None]) -> Array | None:
     """The value of a node that is a constant by another name."""
     if node.domain not in (None, "", "ai.onnx"):
         return None
     if node.op == "Constant":
         return _attribute_value(node)
+    if node.op not in ("ConstantOfShape", "Identity") or inputs[0] is None:
+        return None
     if node.op == "Identity":
-        return graph.constant(node.inputs[0].name)
-    if node.op == "ConstantOfShape":
-        shape = graph.constant(node.inputs[0].name)
-        return None if shape is None else _uniform(node, tuple(int(dim) for dim in shape))
-    return None
+        return inputs[0]
+    return _uniform(node, tuple(int(dim) for dim in inputs[0]))
 
 
 _CONSTANT_TYPES = {
@@ -101,37 +113,10 @@ def _uniform(node: gs.Node, shape: tuple[int, ...]) -> Array:
 
 
 def integer_values(graph: Graph) -> dict[str, Known]:
-    """Every integer tensor of which something is known before the model runs, by name."""
-    values: dict[str, Known] = {}
-    for node in graph.all_nodes():
-        if not any(tensor.name for tensor in node.outputs):
-            continue
-        inputs = [_value(graph, values, tensor.name) for tensor in node.inputs]
-        value = _shape_value(graph, node) if node.op in ("Shape", "Size") else None
-        if value is None and (node.op == "ConstantOfShape" or any(i is not None for i in inputs)):
-            value = evaluate(node, inputs)
-        if value is not None:
-            values[node.outputs[0].name] = value
-    return values
-
-
-def _value(graph: Graph, values: dict[str, Known], name: str) -> Known | None:
-    if name in values:
-        return values[name]
-    array = graph.constant(name) if name else None
-    return None if array is None else known_array(array)
-
-
-def _shape_value(graph: Graph, node: gs.Node) -> Known | None:
-    shape = graph.shape(node.inputs[0].name)
-    if shape is None:
-        return None
-    if node.op == "Size":
-        if not all(isinstance(dim, int) for dim in shape):
-            return None
-        return np.array(math.prod(dim for dim in shape if isinstance(dim, int)), dtype=object)
-    picked = shape[int(node.attrs.get("start", 0)) : node.attrs.get("end", len(shape))]
-    return np.array(list(picked), dtype=object)
+    """Every computed tensor of whose integer value something is known, by name."""
+    names = [node.outputs[0].name for node in graph.all_nodes() if node.outputs]
+    found = ((name, graph.known(name)) for name in names if name)
+    return {name: value for name, value in found if value is not None}
 
 
 def is_uniform(array: Array) -> bool:

@@ -52,6 +52,7 @@ def straighten(model: onnx.ModelProto) -> set[str]:
         raise ModelError("the model: the graph has no outputs, so there is nothing to keep")
     _refuse_unsupported(model.graph)
     overridable = _initializers_as_inputs(model)
+    _constants_as_initializers(model.graph)
     _unique_names(model.graph, Counter())
     _check_scope(model.graph, frozenset())
     return overridable
@@ -93,6 +94,25 @@ def _initializers_as_inputs(model: onnx.ModelProto) -> set[str]:
     graph.input.extend(kept)
     model.ir_version = max(model.ir_version, _OVERRIDABLE_SINCE_IR)
     return set()
+
+
+def _constants_as_initializers(graph: onnx.GraphProto) -> None:
+    """Store what Constant nodes hold as initializers, unless an output would lose its producer."""
+    taken = {value.name for value in (*graph.output, *graph.initializer)}
+    places = []
+    for place, node in enumerate(graph.node):
+        for body in subgraphs(node):
+            _constants_as_initializers(body)
+        if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+            continue
+        held = [entry.t for entry in node.attribute if entry.name == "value"]
+        if held and node.output[0] not in taken:
+            taken.add(node.output[0])
+            graph.initializer.append(held[0])
+            graph.initializer[-1].name = node.output[0]
+            places.append(place)
+    for place in reversed(places):
+        del graph.node[place]
 
 
 def _unique_names(graph: onnx.GraphProto, seen: Counter[str]) -> None:

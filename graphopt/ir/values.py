@@ -20,8 +20,8 @@ __all__ = ["EVALUATORS", "Known", "as_integers", "evaluate", "known_array"]
 Known = npt.NDArray[np.object_]
 _Evaluator = Callable[[gs.Node, Sequence[Known | None]], Known | None]
 
-LIMIT = 1024
-"""Arrays of more elements are weights, not shapes."""
+LIMIT = 128
+"""Arrays of more elements are weights or tables of indices, not shapes."""
 
 
 def known_array(array: npt.NDArray[np.generic]) -> Known | None:
@@ -43,7 +43,10 @@ def evaluate(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
     row = EVALUATORS.get(node.op)
     if row is None or node.domain not in (None, "", "ai.onnx"):
         return None
-    value = row(node, inputs)
+    try:
+        value = row(node, inputs)
+    except (ValueError, IndexError):
+        return None  # a node that cannot run; ONNX Runtime says so better
     return value if value is None or value.size <= LIMIT else None
 
 
@@ -118,6 +121,7 @@ def _squeeze(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
 _INTEGER_RANGES: Mapping[int, tuple[int, int]] = {
     onnx.TensorProto.INT64: (-(2**63), 2**63),
     onnx.TensorProto.INT32: (-(2**31), 2**31),
+    onnx.TensorProto.BOOL: (0, 2),
 }
 
 
@@ -154,10 +158,7 @@ def _binary(rule: Callable[[int, int], int]) -> _Evaluator:
         if left is None or right is None:
             return None
         pairs = np.broadcast(left, right)
-        entries = [_combine(rule, node.op, a, b) for a, b in pairs]
-        out = np.empty(pairs.shape, dtype=object)
-        out[...] = np.array(entries, dtype=object).reshape(pairs.shape)
-        return out
+        return _filled([_combine(rule, node.op, a, b) for a, b in pairs], left, right)
 
     return row
 
@@ -167,7 +168,7 @@ _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 
 def _combine(rule: Callable[[int, int], int], op: str, a: object, b: object) -> object:
     if isinstance(a, int) and isinstance(b, int):
-        return None if op == "Div" and b == 0 else rule(int(a), int(b))
+        return None if op in ("Div", "Mod") and b == 0 else rule(int(a), int(b))
     if b == _NEUTRAL.get(op, b is None):
         return a
     if op in ("Add", "Mul") and a == _NEUTRAL[op]:
@@ -182,21 +183,44 @@ def _divide(a: int, b: int) -> int:
 
 
 def _compare(rule: Callable[[int, int], bool]) -> _Evaluator:
+    """Lift a comparison; a dimension that only has a name equals itself and is not negative."""
+
+    def compared(a: object, b: object) -> int | None:
+        if isinstance(a, int) and isinstance(b, int):
+            return int(rule(a, b))
+        if isinstance(a, str) and a == b:
+            return int(rule(0, 0))
+        if isinstance(a, str) and isinstance(b, int) and b < 0:
+            return int(rule(0, b))
+        if isinstance(b, str) and isinstance(a, int) and a < 0:
+            return int(rule(a, 0))
+        return None
+
     def row(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
-        left, right = (as_integers(value) for value in inputs)
+        left, right = inputs
         if left is None or right is None:
             return None
-        flat = [int(rule(int(a), int(b))) for a, b in np.broadcast(left, right)]
-        return np.array(flat, dtype=object).reshape(np.broadcast(left, right).shape)
+        return _filled([compared(a, b) for a, b in np.broadcast(left, right)], left, right)
 
     return row
 
 
+def _filled(entries: Sequence[object], *like: Known) -> Known:
+    """Entries in the shape that some values broadcast to."""
+    out = np.empty(np.broadcast(*like).shape, dtype=object)
+    out.reshape(-1)[:] = entries
+    return out
+
+
 def _where(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
-    condition, yes, no = as_integers(inputs[0]), inputs[1], inputs[2]
+    condition, yes, no = inputs
     if condition is None or yes is None or no is None:
         return None
-    return np.asarray(np.where(condition.astype(bool), yes, no), dtype=object)
+    entries = [
+        (a if test else b) if isinstance(test, int) else a if a == b else None
+        for test, a, b in np.broadcast(condition, yes, no)
+    ]
+    return _filled(entries, condition, yes, no)
 
 
 def _not(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
@@ -236,13 +260,22 @@ def _expand(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
     return np.broadcast_to(inputs[0], whole)
 
 
-def _reduce_prod(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
-    value = as_integers(inputs[0])
-    if value is None or value.ndim != 1:
-        return None
-    keep = bool(node.attrs.get("keepdims", 1))
-    total = int(math.prod(value.tolist()))
-    return np.array([total] if keep else total, dtype=object)
+def _reduce(rule: Callable[[list[int]], int]) -> _Evaluator:
+    """Lift a reduction of a whole vector."""
+
+    def row(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
+        value = as_integers(inputs[0])
+        if value is None or value.ndim != 1 or not value.size:
+            return None
+        keep = bool(node.attrs.get("keepdims", 1))
+        return np.array([rule(value.tolist())] if keep else rule(value.tolist()), dtype=object)
+
+    return row
+
+
+def _mod(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
+    """The sign follows the divisor, as in Python; with `fmod` it would follow the dividend."""
+    return None if node.attrs.get("fmod", 0) else _binary(lambda a, b: a % b)(node, inputs)
 
 
 def _transpose(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
@@ -251,6 +284,7 @@ def _transpose(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
 
 EVALUATORS: Mapping[str, _Evaluator] = {
     "Add": _binary(lambda a, b: a + b),
+    "And": _binary(lambda a, b: a & b),
     "Cast": _cast,
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
@@ -259,14 +293,21 @@ EVALUATORS: Mapping[str, _Evaluator] = {
     "Expand": _expand,
     "Gather": _gather,
     "Greater": _compare(lambda a, b: a > b),
+    "GreaterOrEqual": _compare(lambda a, b: a >= b),
     "Identity": _same,
     "Less": _compare(lambda a, b: a < b),
+    "LessOrEqual": _compare(lambda a, b: a <= b),
     "Max": _binary(max),
     "Min": _binary(min),
+    "Mod": _mod,
     "Mul": _binary(lambda a, b: a * b),
     "Not": _not,
+    "Or": _binary(lambda a, b: a | b),
     "Range": _range,
-    "ReduceProd": _reduce_prod,
+    "ReduceMax": _reduce(max),
+    "ReduceMin": _reduce(min),
+    "ReduceProd": _reduce(math.prod),
+    "ReduceSum": _reduce(sum),
     "Reshape": _reshape,
     "Slice": _slice,
     "Squeeze": _squeeze,

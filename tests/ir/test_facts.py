@@ -1,0 +1,75 @@
+"""Facts about tensors: integer values followed through shape arithmetic, shapes made sharper."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.ir import Edit, Graph, NewNode
+from tests.asserting import operators, parse
+
+
+def load(body: str, *, signature: str = "float[N,3,8,8] x", more: str = "") -> Graph:
+    """A graph whose last line computes y, loaded but not folded by hand."""
+    return Graph.load(parse(f"g ({signature}) => (float y) {more} {{ {body} }}"))
+
+
+@pytest.mark.parametrize(
+    ("target", "shape"),
+    [
+        ("s = Shape(x)  n = Gather<axis=0>(s, zero)  t = Concat<axis=0>(n, six, hw)", ("N", 6, 32)),
+        ("s = Shape(x)  h = Slice(s, two, four)  t = Concat<axis=0>(minus, h)", (None, 8, 8)),
+    ],
+)
+def test_reshape_follows_computed_targets(target: str, shape: tuple[int | str | None, ...]) -> None:
+    more = """<int64[1] zero = {0}, int64[1] two = {2}, int64[1] four = {4}, int64[1] six = {6},
+              int64[1] hw = {32}, int64[1] minus = {-1}>"""
+    graph = load(f"{target} y = Reshape(x, t)", more=more)
+    found = graph.shape("y")
+    assert found is not None
+    assert tuple(d if isinstance(d, int) or d == "N" else None for d in found) == shape
+
+
+def test_static_shapes_are_gone_after_load() -> None:
+    graph = load(
+        """s = Shape(x) h = Gather(s, two) q = Mod(h, three) p = Add(q, three)
+           t = Unsqueeze(p, axis) e = Concat<axis=0>(t, t) y = Expand(v, e)""",
+        more="<int64 two = {2}, int64 three = {3}, int64[1] axis = {0}, float[1,1] v>",
+    )
+    assert operators(graph) == ["Expand"]
+    assert graph.shape("y") == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("test", "picked"),
+    [("Equal(s, minus)", "b"), ("Greater(s, minus)", "a"), ("Less(minus, s)", "a")],
+)
+def test_a_named_dimension_is_not_negative(test: str, picked: str) -> None:
+    graph = load(
+        f"s = Shape(x) c = {test} w = Where(c, a, b) y = Expand(v, w)",
+        signature="float[N,M] x",
+        more="<int64[2] minus={-1,-1}, int64[2] a={2,3}, int64[2] b={4,5}, float[1,1] v>",
+    )
+    assert graph.shape("y") == {"a": (2, 3), "b": (4, 5)}[picked]
+
+
+def test_new_nodes_are_inferred_where_they_stand() -> None:
+    graph = load("h = Relu(x) y = Relu(h)")
+    relu = graph.nodes[0]
+    add = [
+        NewNode("Shape", ("x",), ("s",)),
+        NewNode("Expand", (np.ones((1, 1, 1, 1), np.float32), "s"), ("e",)),
+        NewNode("Mul", ("x", "e"), ("h",)),
+    ]
+    graph.apply(Edit(remove=(relu,), add=tuple(add)))
+    known = graph.known("s")
+    assert known is not None
+    assert known.tolist() == ["N", 3, 8, 8]
+    assert graph.shape("e") == ("N", 3, 8, 8)
+
+
+def test_new_values_change_what_is_known() -> None:
+    graph = load("y = Reshape(x, t)", signature="float[2,6] x", more="<int64[2] t = {3,4}>")
+    assert graph.shape("y") == (3, 4)
+    graph.set_constant("t", np.array([4, 3]))
+    assert graph.shape("y") == (4, 3)
