@@ -10,16 +10,24 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Graph
-from graphopt.matching import is_op, keeps_shape, operands
+from graphopt.matching import data_source, is_op, keeps_shape, operands, source
 
-__all__ = ["AFFINE_OPS", "Affine", "Vector", "batch_norm", "constant_affine", "per_channel"]
+__all__ = [
+    "AFFINE_OPS",
+    "Affine",
+    "Vector",
+    "batch_norm",
+    "constant_affine",
+    "elementwise_affine",
+    "in_pieces",
+]
 
 Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Affine:
-    """y = scale * x + shift; vectors over the channels, or of one element for all of them."""
+    """y = scale * x + shift; vectors over channels, of one element for all, or of any shape."""
 
     data: str
     """The tensor that is x."""
@@ -63,21 +71,55 @@ def constant_affine(graph: Graph, node: gs.Node, axis: int) -> Affine | None:
 
     `axis` counts from the end (-3 for channels of images); the result's vectors run along it.
     """
-    row = _CONSTANT.get(node.op) if is_op(node, *_CONSTANT) else None
-    pair = operands(graph, node)
-    if row is None or pair is None or not keeps_shape(graph, pair.data, pair.constant):
+    found = elementwise_affine(graph, node)
+    if found is None:
         return None
-    values = per_channel(pair.constant, axis)
-    if values is None:
+    scale, shift = _per_channel(found.scale, axis), _per_channel(found.shift, axis)
+    return None if scale is None or shift is None else Affine(found.data, scale, shift)
+
+
+def elementwise_affine(graph: Graph, node: gs.Node) -> Affine | None:
+    """Add, Sub, Mul or Div with a constant of any shape that leaves the shape of the result."""
+    row = _CONSTANT.get(node.op) if is_op(node, *_CONSTANT) else None
+    pair = operands(graph, node) if row is not None else None
+    if row is None or pair is None or not np.issubdtype(pair.constant.dtype, np.floating):
+        return None
+    if not keeps_shape(graph, pair.data, pair.constant):
         return None
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        coefficients = row(values, pair.first)
+        coefficients = row(pair.constant.astype(np.float64), pair.first)
     return None if coefficients is None else Affine(pair.data, *coefficients)
 
 
-def per_channel(constant: Array, axis: int) -> Vector | None:
+def in_pieces(graph: Graph, node: gs.Node) -> str | None:
+    """Why a constant factor or offset may end an activation or a norm that is written in pieces.
+
+    Those end in x * (1 + erf(y)), x * clip(y) or x / sqrt(y), and then constants.
+    """
+    while (pair := operands(graph, node)) is not None:
+        maker = graph.producer(pair.data)
+        if maker is None or not is_op(maker, *_CONSTANT):
+            return None
+        node = maker
+    for index in range(len(node.inputs)):
+        maker = source(graph, node, index, *_PIECES.get(node.op, ()))
+        if maker is not None:
+            return f"it may belong to a function in pieces, {node.op} of {maker.op}"
+        plus = source(graph, node, index, "Add")
+        if plus is not None and data_source(graph, plus, "Erf", "Tanh"):
+            return "it may belong to a GELU in pieces"
+    return None
+
+
+_PIECES: Mapping[str, tuple[str, ...]] = {
+    "Div": ("Sqrt",),
+    "Mul": ("Clip", "Max", "Min", "Pow", "Reciprocal"),
+}
+
+
+def _per_channel(constant: Array, axis: int) -> Vector | None:
     """A constant as a vector along `axis` (negative); None if it varies along another axis."""
-    if constant.size == 0 or not np.issubdtype(constant.dtype, np.floating):
+    if constant.size == 0:
         return None
     for other in range(-constant.ndim, 0):
         if other == axis or constant.shape[other] == 1:

@@ -15,6 +15,7 @@ from graphopt.ir import Array, Graph
 
 __all__ = [
     "Operands",
+    "data_source",
     "integers",
     "is_op",
     "keeps_shape",
@@ -50,6 +51,12 @@ def source(graph: Graph, node: gs.Node, index: int, *ops: str) -> gs.Node | None
     if maker is None or not is_op(maker, *ops) or graph.scope_of(maker) is not graph.scope_of(node):
         return None
     return maker
+
+
+def data_source(graph: Graph, node: gs.Node, *ops: str) -> gs.Node | None:
+    """As `source`, of the computed operand of a node whose other operand is constant."""
+    pair = operands(graph, node)
+    return None if pair is None else source(graph, node, 0 if pair.first else 1, *ops)
 
 
 def private_source(graph: Graph, node: gs.Node, index: int, *ops: str) -> gs.Node | None:

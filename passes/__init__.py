@@ -7,6 +7,8 @@ from collections.abc import Mapping
 __all__ = ["CATALOG"]
 
 CATALOG: Mapping[str, str] = {
+    "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
+    "merge-affine": "passes.merge_affine:MergeAffine",
 }
 """Pass name -> "module:Class"; listing passes imports none of them."""
