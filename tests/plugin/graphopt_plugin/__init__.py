@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-CATALOG = {"relabel-nodes": "graphopt_plugin.relabel:RelabelNodes"}
+CATALOG = {
+    "relabel-nodes": "graphopt_plugin.relabel:RelabelNodes",
+    "wait-for": "graphopt_plugin.wait:WaitFor",
+}

@@ -1,0 +1,213 @@
+"""Bad input: one clear line, exit code 2, the input untouched, no half-written output."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from graphopt.cli import main
+from tests.samples import convnet
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line; return the exit code and what it said on standard error."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    onnx.save(convnet(), path)
+    return path
+
+
+def _refused(run: Run, model: Path, *arguments: object, says: str) -> None:
+    """The request is refused in one line, and the folder is as it was."""
+    before = {entry: entry.read_bytes() for entry in model.parent.rglob("*") if entry.is_file()}
+    code, said = run("optimize", model, "--no-bench", *arguments)
+    assert code == 2, said
+    assert says in said
+    assert len(said.strip().splitlines()) == 1
+    after = {entry: entry.read_bytes() for entry in model.parent.rglob("*") if entry.is_file()}
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello, I am a text file, not a model\n",
+        bytes(range(256)) * 4,
+        np.random.default_rng(3).bytes(5000),
+        convnet().SerializeToString()[:-40],
+        convnet().SerializeToString()[:300],
+    ],
+    ids=["empty", "text", "counting", "random", "truncated", "cut"],
+)
+def test_not_a_model(run: Run, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    _refused(run, path, says="bad.onnx")
+
+
+def test_absent_file_and_directory(run: Run, tmp_path: Path) -> None:
+    _refused(run, tmp_path / "absent.onnx", says="No such file")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    _refused(run, folder, "-o", tmp_path / "out.onnx", says="is a directory")
+
+
+def _external(path: Path, location: str) -> None:
+    model = convnet()
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/etc/hostname", "a/../../w.bin", "link.bin", ""])
+def test_external_data_outside_the_folder(run: Run, tmp_path: Path, location: str) -> None:
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(8 * 3 * 3 * 3 * 4))
+    (folder / "link.bin").symlink_to(tmp_path / "w.bin")
+    _external(folder / "net.onnx", location)
+    _refused(run, folder / "net.onnx", says="leaves the model's folder")
+
+
+def test_external_data_missing_or_short(run: Run, tmp_path: Path) -> None:
+    _external(tmp_path / "net.onnx", "w.bin")
+    _refused(run, tmp_path / "net.onnx", says="cannot be read")
+    (tmp_path / "w.bin").write_bytes(bytes(10))
+    _refused(run, tmp_path / "net.onnx", says="864 bytes, found 10")
+
+
+def _graph(*nodes: onnx.NodeProto) -> bytes:
+    floats = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        list(nodes),
+        "g",
+        [helper.make_tensor_value_info("x", floats, [2])],
+        [helper.make_tensor_value_info("y", floats, [2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "says"),
+    [
+        (
+            [
+                helper.make_node("Add", ["x", "b"], ["a"], name="first"),
+                helper.make_node("Relu", ["a"], ["b"]),
+                helper.make_node("Relu", ["b"], ["y"]),
+            ],
+            "cycle",
+        ),
+        (
+            [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["y"])],
+            "'y': defined 2 times",
+        ),
+        ([helper.make_node("Add", ["x", "nowhere"], ["y"])], "'nowhere' is produced nowhere"),
+        ([helper.make_node("Relu", ["x"], ["z"])], "output 'y': produced nowhere"),
+    ],
+)
+def test_impossible_graphs(
+    run: Run, tmp_path: Path, nodes: list[onnx.NodeProto], says: str
+) -> None:
+    (tmp_path / "net.onnx").write_bytes(_graph(*nodes))
+    _refused(run, tmp_path / "net.onnx", says=says)
+
+
+def test_unknown_domain_is_carried_and_said_to_be_unchecked(run: Run, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Identity", ["x"], ["i"]),
+        helper.make_node("Mystery", ["i"], ["y"], domain="nobody.knows"),
+    ]
+    (tmp_path / "net.onnx").write_bytes(_graph(*nodes))
+    code, _ = run("optimize", tmp_path / "net.onnx", "--json", tmp_path / "out.json")
+    assert code == 0
+    kept = onnx.load(tmp_path / "net.opt.onnx")
+    assert [node.op_type for node in kept.graph.node] == ["Mystery"]
+    assert "not checked" in (tmp_path / "out.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--recipe", "losless"], "did you mean 'lossless'"),
+        (["--recipe", "absent.yaml"], "cannot be read"),
+        (["--passes", "fold-bach-norm"], "did you mean 'fold-batch-norm'"),
+        (["--passes", "fold-batch-norm{epsilon=1}"], "no option 'epsilon'"),
+        (["--passes", "fold-constants{limit_bytes=many}"], "must be int, got 'many'"),
+        (["--passes", "fold-constants", "--recipe", "lossless"], "give one of them"),
+        (["--target-latency", "fast"], "neither a ratio"),
+        (["--max-drop", "0.1"], "give --data"),
+        (["--data", "absent.npz"], "absent.npz"),
+        (["--data", "digitz"], "digits"),
+    ],
+)
+def test_wrong_requests(run: Run, model: Path, arguments: list[str], says: str) -> None:
+    _refused(run, model, *arguments, says=says)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"x": np.zeros((4, 3, 9, 8), np.float32)}, "9"),
+        ({"x": np.zeros((4, 3, 8, 8), np.float64)}, "float64"),
+        ({"z": np.zeros((4, 3, 8, 8), np.float32)}, "'x'"),
+    ],
+    ids=["shape", "dtype", "name"],
+)
+def test_data_that_do_not_fit(
+    run: Run, model: Path, arrays: dict[str, np.ndarray], says: str
+) -> None:
+    np.savez(model.parent / "data.npz", **arrays)  # type: ignore[arg-type]
+    _refused(run, model, "--data", model.parent / "data.npz", says=says)
+
+
+def test_targets_that_cannot_be_meant(run: Run, model: Path) -> None:
+    _refused(run, model, "-o", model, says="never changed")
+    (model.parent / "alias.onnx").symlink_to(model)
+    _refused(run, model, "-o", model.parent / "alias.onnx", says="never changed")
+    _refused(run, model, "-o", model.parent / "no" / "out.onnx", says="no directory")
+    _refused(run, model, "-o", model.parent, says="is a directory")
+
+
+def test_full_disk_leaves_nothing_behind(model: Path) -> None:
+    """A limit on the size of files stands for a full disk: writing fails in the middle."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+        "from graphopt.cli import main; main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "optimize", str(model), "--no-bench"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr
+    assert [entry.name for entry in model.parent.iterdir()] == ["net.onnx"]
