@@ -1,0 +1,30 @@
+"""Run models in ONNX Runtime, compare what they give and how long they take."""
+
+from __future__ import annotations
+
+from graphopt.runtime.benchmark import NOISE_FLOOR, BenchPlan, BenchResult, Latency, bench
+from graphopt.runtime.comparison import Comparison, Difference, compare
+from graphopt.runtime.drawing import Draw
+from graphopt.runtime.feeds import Feeds, random_feeds, runnable_feeds
+from graphopt.runtime.memory import peak_memory_mb
+from graphopt.runtime.session import Model, Optimize, Port, Session
+
+__all__ = [
+    "NOISE_FLOOR",
+    "BenchPlan",
+    "BenchResult",
+    "Comparison",
+    "Difference",
+    "Draw",
+    "Feeds",
+    "Latency",
+    "Model",
+    "Optimize",
+    "Port",
+    "Session",
+    "bench",
+    "compare",
+    "peak_memory_mb",
+    "random_feeds",
+    "runnable_feeds",
+]
