@@ -24,10 +24,9 @@ from graphopt.ir import Graph
 from graphopt.manager import input_specs, size_of
 from graphopt.metrics import Metric, choose
 from graphopt.passbase import Note
-from graphopt.runtime import BenchPlan, BenchResult, Comparison, Latency, Session
+from graphopt.runtime import BenchPlan, BenchResult, Comparison, Latency, Session, runnable_feeds
 from graphopt.runtime import bench as run_bench
 from graphopt.runtime import compare as compare_outputs
-from graphopt.runtime.drawing import sized_feeds
 
 __all__ = ["bench", "compare"]
 
@@ -49,7 +48,7 @@ def bench(
 ) -> int:
     """Time MODEL in ONNX Runtime; with --against, in interleaved pairs, so that ratios hold."""
     graph = Graph.load(model)
-    feeds = sized_feeds(graph, seed, batch)
+    feeds = runnable_feeds(graph, seed, batch=batch).arrays
     plan = BenchPlan(threads=threads, seed=seed, memory=True)
     results = {
         other: run_bench(model, other, feeds=feeds, plan=plan) for other in (against or (None,))
@@ -132,7 +131,7 @@ def compare(
         dataset = open_data(data, input_specs(one), preprocess=preprocess, seed=seed)
     elif metric is not None:
         raise DataError("--metric: there are no data to take it on; give --data")
-    feeds = sized_feeds(one, seed, 2) if dataset is None else next(iter(dataset.batches(16)))
+    feeds = runnable_feeds(one, seed).arrays if dataset is None else next(iter(dataset.batches(16)))
     found = _outputs(a, b, feeds)
     _show_structure(one, other)
     _show_outputs(found)
