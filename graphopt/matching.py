@@ -16,6 +16,7 @@ from graphopt.ir import Array, Graph
 __all__ = [
     "Operands",
     "data_source",
+    "dying",
     "integers",
     "is_op",
     "keeps_shape",
@@ -118,6 +119,31 @@ def scalar(graph: Graph, name: str) -> float | None:
         return None
     first = value.reshape(-1)[0]
     return float(first) if value.size == 1 or bool(np.all(value == first)) else None
+
+
+def dying(graph: Graph, tops: tuple[gs.Node, ...], kept: str) -> tuple[gs.Node, ...]:
+    """The nodes `tops`, and those before them that only they need; `kept` is needed still."""
+    going = list(tops)
+    for node in going:
+        for tensor in node.inputs:
+            maker = graph.producer(tensor.name) if tensor.name not in ("", kept) else None
+            if maker is None or _among(maker, going):
+                continue
+            if graph.scope_of(maker) is graph.scope_of(node) and _unneeded(graph, maker, going):
+                going.append(maker)
+    return tuple(going)
+
+
+def _unneeded(graph: Graph, node: gs.Node, going: list[gs.Node]) -> bool:
+    names = [tensor.name for tensor in node.outputs if tensor.name]
+    readers = [reader for name in names for reader in graph.consumers(name)]
+    return not any(graph.is_output(name) for name in names) and all(
+        _among(reader, going) for reader in readers
+    )
+
+
+def _among(node: gs.Node, nodes: list[gs.Node]) -> bool:
+    return any(node is other for other in nodes)
 
 
 def integers(graph: Graph, node: gs.Node, index: int, key: str) -> tuple[int, ...] | None:

@@ -9,6 +9,8 @@ __all__ = ["CATALOG"]
 CATALOG: Mapping[str, str] = {
     "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
+    "fuse-hard-activations": "passes.fuse_hard_activations:FuseHardActivations",
+    "fuse-relus": "passes.fuse_relus:FuseRelus",
     "merge-affine": "passes.merge_affine:MergeAffine",
 }
 """Pass name -> "module:Class"; listing passes imports none of them."""
