@@ -17,10 +17,13 @@ from graphopt.runtime.session import Model, Session
 
 __all__ = ["NOISE_FLOOR", "BenchPlan", "BenchResult", "Latency", "bench"]
 
-NOISE_FLOOR = 0.02
-"""Two sessions of the same model differ by as much, by where their memory happens to lie."""
+NOISE_FLOOR = 0.01
+"""Smaller differences say more about where a session's memory happens to lie than about a model."""
 
 _SAMPLE_SECONDS = 0.0005  # shorter runs are timed several at once: the clock and the loop cost 1 us
+_WARMUP_SECONDS = 0.5
+_ROUNDS = 8  # where loading is quick
+_LOADS_PER_ROUND = 3  # a round times for at least this many times as long as loading took
 _RESAMPLES = 1000
 _CONFIDENCE = (2.5, 97.5)
 
@@ -29,8 +32,8 @@ _CONFIDENCE = (2.5, 97.5)
 class BenchPlan:
     """How long to measure, and how.
 
-    At least `pairs` pairs and `min_seconds`, but no more pairs than `slow_pairs` once `max_seconds`
-    have passed. `memory` also measures each model's peak memory, in a process of its own.
+    At least `pairs` pairs and `min_seconds`, loading included; past `max_seconds`, `slow_pairs` are
+    enough. `memory` also measures each model's peak memory, in a process of its own.
     """
 
     threads: int = 1
@@ -59,9 +62,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """A's latency, and B's with the ratio B / A: the median over pairs, and its 95 % interval.
+    """A's latency, and B's with the ratio B / A and its 95 % interval (bootstrap).
 
-    The ratio is the geometric mean of two medians, of the pairs that A began and that B began.
+    The ratio is the median over rounds, each with sessions of its own. A round's ratio is the
+    geometric mean of two medians over pairs: those that A began, and those that B began.
     """
 
     a: Latency
@@ -93,54 +97,71 @@ def bench(
 ) -> BenchResult:
     """Time A, and B against it: interleaved in one process, the order of a pair alternating.
 
-    Half of the pairs are timed with A loaded first, half with B. Idle worker threads sleep instead
-    of spinning, for one model's would be in the other's way (1.5 times slower with two threads).
+    Both are loaded anew for every round, A first or B first in turn, because where a session's
+    memory happens to lie decides over percents. Idle worker threads sleep instead of spinning, for
+    one model's would be in the other's way (1.5 times slower with two threads).
 
     Raises RuntimeUnavailable if a model cannot be loaded or run.
     """
     plan = plan or BenchPlan()
     models = [a] if b is None else [a, b]
-    rounds = [_round(models, order, feeds, plan) for order in (1, -1)]
+    rounds = _rounds(models, feeds, plan)
     times = np.concatenate(rounds, axis=1)
     peaks = [peak_memory_mb(m, feeds, plan.threads) if plan.memory else None for m in models]
     latencies = [_latency(row, peak) for row, peak in zip(times, peaks, strict=True)]
     if b is None:
         return BenchResult(latencies[0], None, None, None, times.shape[1], plan.threads)
-    strata = [times[1, first::2] / times[0, first::2] for first in (0, 1)]
-    rng = np.random.default_rng(plan.seed)
-    interval = np.percentile(_resampled(strata, rng), _CONFIDENCE)
+    ratios = [seconds[1] / seconds[0] for seconds in rounds]
+    interval = np.percentile(_resampled(ratios, np.random.default_rng(plan.seed)), _CONFIDENCE)
     return BenchResult(
         latencies[0],
         latencies[1],
-        _center(np.array([np.median(stratum) for stratum in strata])).item(),
+        float(np.median([_center(ratio[np.newaxis]) for ratio in ratios])),
         (float(interval[0]), float(interval[1])),
         times.shape[1],
         plan.threads,
     )
 
 
+def _rounds(
+    models: Sequence[Model], feeds: Mapping[str, np.ndarray], plan: BenchPlan
+) -> list[np.ndarray]:
+    """Time round after round, at least two; seconds as (model, pair)."""
+    rounds: list[np.ndarray] = []
+    start = time.perf_counter()
+    while len(rounds) < 2 or not _enough(rounds, time.perf_counter() - start, plan):
+        rounds.append(_round(models, -1 if len(rounds) % 2 else 1, feeds, plan))
+    return rounds
+
+
+def _enough(rounds: Sequence[np.ndarray], elapsed: float, plan: BenchPlan) -> bool:
+    pairs = sum(len(seconds[0]) for seconds in rounds)
+    if elapsed >= plan.max_seconds:
+        return pairs >= plan.slow_pairs
+    return pairs >= plan.pairs and elapsed >= plan.min_seconds
+
+
 def _round(
     models: Sequence[Model], order: int, feeds: Mapping[str, np.ndarray], plan: BenchPlan
 ) -> np.ndarray:
-    """Load the models in this order and time them; seconds, as (model, sample)."""
+    """Load the models in this order and time them."""
+    start = time.perf_counter()
     with ExitStack() as opened:
         sessions = [
             opened.enter_context(Session.open(model, threads=plan.threads, spin=False))
             for model in models[::order]
         ][::order]
+        loading = time.perf_counter() - start
         for session in sessions:
             session.run(feeds)  # says what is wrong, if anything is
         samplers = [_sampler(session, feeds, plan.warmup) for session in sessions]
-        return _times(samplers, plan)
+        return _times(samplers, max(plan.min_seconds / _ROUNDS, _LOADS_PER_ROUND * loading))
 
 
 def _sampler(session: Session, feeds: Mapping[str, np.ndarray], warmup: int) -> _Sampler:
     """Return a call that times one sample: as many runs as the clock needs."""
     run = session.bind(feeds)
-    start = time.perf_counter()
-    for _ in range(max(warmup, 1)):
-        run()
-    runs = math.ceil(_SAMPLE_SECONDS / ((time.perf_counter() - start) / max(warmup, 1)))
+    runs = 1
 
     def sample() -> float:
         start = time.perf_counter()
@@ -148,17 +169,21 @@ def _sampler(session: Session, feeds: Mapping[str, np.ndarray], warmup: int) -> 
             run()
         return (time.perf_counter() - start) / runs
 
+    warm = [sample()]
+    while len(warm) < warmup and sum(warm) < _WARMUP_SECONDS:
+        warm.append(sample())
+    runs = math.ceil(_SAMPLE_SECONDS / min(warm))
     return sample
 
 
-def _times(samplers: Sequence[_Sampler], plan: BenchPlan) -> np.ndarray:
-    """Sample in turn, every other time backwards, until half of the plan is done."""
+def _times(samplers: Sequence[_Sampler], seconds: float) -> np.ndarray:
+    """Sample in turn, every other time backwards, an even number of times."""
     rows: list[list[float]] = []
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         start = time.perf_counter()
-        while not _enough(len(rows), time.perf_counter() - start, plan):
+        while not rows or len(rows) % 2 or time.perf_counter() - start < seconds:
             step = -1 if len(rows) % 2 else 1
             rows.append([sample() for sample in samplers[::step]][::step])
     finally:
@@ -167,29 +192,23 @@ def _times(samplers: Sequence[_Sampler], plan: BenchPlan) -> np.ndarray:
     return np.array(rows).T
 
 
-def _enough(pairs: int, seconds: float, plan: BenchPlan) -> bool:
-    """Whether one of the two rounds is done; an even number of pairs has as many of each order."""
-    if pairs % 2:
-        return False
-    if seconds >= plan.max_seconds / 2:
-        return pairs >= plan.slow_pairs / 2
-    return pairs >= plan.pairs / 2 and seconds >= plan.min_seconds / 2
-
-
 def _latency(seconds: np.ndarray, peak_mb: float | None) -> Latency:
     p10, median, p90 = (float(value) for value in np.percentile(seconds * 1e3, (10, 50, 90)))
     return Latency(median, p10, p90, peak_mb)
 
 
-def _resampled(strata: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Bootstrap the ratio, each order of a pair by itself."""
-    medians = []
-    for ratios in strata:
-        picks = rng.integers(0, len(ratios), (_RESAMPLES, len(ratios)))
-        medians.append(np.median(ratios[picks], axis=1))
-    return _center(np.array(medians))
+def _resampled(rounds: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Bootstrap the ratio: rounds with replacement, and in each its pairs, by who began."""
+    centers = []
+    for ratios in rounds:
+        half = len(ratios) // 2
+        picks = 2 * rng.integers(0, half, (_RESAMPLES, 2 * half)) + np.arange(2 * half) % 2
+        centers.append(_center(ratios[picks]))
+    chosen = rng.integers(0, len(rounds), (len(rounds), _RESAMPLES))
+    return np.asarray(np.median(np.array(centers)[chosen, np.arange(_RESAMPLES)], axis=0))
 
 
-def _center(medians: np.ndarray) -> np.ndarray:
-    """The geometric mean over both orders: what comes second in a pair finds the caches cold."""
-    return np.asarray(np.exp(np.mean(np.log(medians), axis=0)))
+def _center(ratios: np.ndarray) -> np.ndarray:
+    """Per row the ratio whoever begins: what comes second in a pair finds the caches cold."""
+    medians = [np.median(ratios[:, first::2], axis=1) for first in (0, 1)]
+    return np.asarray(np.sqrt(medians[0] * medians[1]))

@@ -6,8 +6,8 @@ import ctypes
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -204,18 +204,18 @@ def _source(
         return model.SerializeToString(), ()
     data, arrays = model.skeleton()
     values = {name: _ort_value(array) for name, array in arrays.items()}
-    if lend and values:
-        loading.enter_context(_lent(data, values, options))
-    elif values:
+    if values and not (lend and _lent(data, values, options, loading)):
         options.add_external_initializers(list(values), list(values.values()))
     return data, (arrays, values)
 
 
-@contextmanager
 def _lent(
-    data: bytes, values: Mapping[str, ort.OrtValue], options: ort.SessionOptions
-) -> Iterator[None]:
-    """Let a model that is loaded in the block use `values` in place.
+    data: bytes,
+    values: Mapping[str, ort.OrtValue],
+    options: ort.SessionOptions,
+    loading: ExitStack,
+) -> bool:
+    """Let a model that is loaded while `loading` is open use `values` in place; say if it can.
 
     `add_external_initializers` copies them; `add_initializer` does not, but wants the external
     file to exist, of which it reads nothing: a hole of the right size will do. It must not serve
@@ -224,14 +224,17 @@ def _lent(
     model = onnx.ModelProto.FromString(data)
     entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
     locations = {entry.value for entry in entries if entry.key == "location"}
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+    try:
+        folder = loading.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-"))
         for location in locations:
             with (Path(folder) / location).open("wb") as hole:
                 hole.truncate(max(value.tensor_size_in_bytes() for value in values.values()))
-        options.add_session_config_entry(_EXTERNAL_FOLDER, folder)
-        for name, value in values.items():
-            options.add_initializer(name, value)
-        yield
+    except OSError:
+        return False  # nowhere to put a file: copied weights do as well
+    options.add_session_config_entry(_EXTERNAL_FOLDER, folder)
+    for name, value in values.items():
+        options.add_initializer(name, value)
+    return True
 
 
 def _ort_value(array: np.ndarray) -> ort.OrtValue:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -161,6 +162,17 @@ def test_a_model_over_2_gib_runs_without_a_second_copy() -> None:
     with Session.open(Graph(model, {"W": weight}), optimize="none") as session:
         assert session.run({"i": np.array([5, 0])})[0][:, 0].tolist() == [7, 0]
     assert psutil.Process().memory_info().rss - before < 2e8
+
+
+def test_lending_leaves_no_file_and_does_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = Graph.load(product())
+    for folder in (tmp_path, tmp_path / "missing"):
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        with Session.open(graph, optimize="none") as session:
+            assert not list(tmp_path.iterdir())
+            assert session.run({"x": X})[0].any()
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
