@@ -11,9 +11,9 @@ import onnx_graphsurgeon as gs
 
 from graphopt.affine import AFFINE_OPS, elementwise_affine
 from graphopt.ir import Graph
-from graphopt.matching import is_op, keeps_shape, operands, private_source, scalar
+from graphopt.matching import is_op, keeps_shape, operands, private_source, scalar, source
 
-__all__ = ["CLIP_OPS", "RAMP_OPS", "Ramp", "bounds", "ramp"]
+__all__ = ["CLIP_OPS", "RAMP_OPS", "Ramp", "bounds", "never_negative", "ramp"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,18 @@ def _affine_step(graph: Graph, node: gs.Node) -> _Step | None:
         return None
     factor, term = float(scales[0]), float(shifts[0])
     return found.data, 0 if pair.first else 1, lambda inner: inner.scaled(factor).shifted(term)
+
+
+_POSITIVE = ("Abs", "Exp", "HardSigmoid", "Sigmoid", "Softmax", "Softplus")
+
+
+def never_negative(graph: Graph, node: gs.Node) -> bool:
+    """Whether what a node reads first is known to be at least zero."""
+    maker = source(graph, node, 0, *CLIP_OPS, *_POSITIVE)
+    if maker is None:
+        return False
+    found = bounds(graph, maker)
+    return is_op(maker, *_POSITIVE) or (found is not None and found[1] >= 0.0)
 
 
 _Bounds = tuple[int, float, float]

@@ -10,6 +10,7 @@ CATALOG: Mapping[str, str] = {
     "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
     "fuse-hard-activations": "passes.fuse_hard_activations:FuseHardActivations",
+    "fuse-pad": "passes.fuse_pad:FusePad",
     "fuse-relus": "passes.fuse_relus:FuseRelus",
     "merge-affine": "passes.merge_affine:MergeAffine",
 }
