@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from graphopt.ir.edit import Edit, NewNode
+from graphopt.ir.extract import constant_part
 from graphopt.ir.graph import Graph, Source
-from graphopt.ir.normalise import integer_values
+from graphopt.ir.normalise import fold_integers, integer_values, is_uniform
 from graphopt.ir.reading import Array
 from graphopt.ir.scopes import bodies
 from graphopt.ir.shapes import Dims, TensorInfo
-from graphopt.ir.values import Known, as_integers
+from graphopt.ir.values import Known, as_integers, known_array
+from graphopt.ir.writing import atomic_file
 
 __all__ = [
     "Array",
@@ -20,6 +22,11 @@ __all__ = [
     "Source",
     "TensorInfo",
     "as_integers",
+    "atomic_file",
     "bodies",
+    "constant_part",
+    "fold_integers",
     "integer_values",
+    "is_uniform",
+    "known_array",
 ]

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphopt.errors import EditError, TargetError
+from graphopt.errors import EditError, ModelError, TargetError
 from graphopt.ir import convert, editing, normalise, shapes
 from graphopt.ir.edit import Edit
 from graphopt.ir.facts import Facts
@@ -26,7 +26,7 @@ from graphopt.ir.reading import INLINE_BYTES, Array, read_model
 from graphopt.ir.scopes import Scopes
 from graphopt.ir.structure import check_nodes, count_nodes, straighten
 from graphopt.ir.values import Known, known_array
-from graphopt.ir.writing import skeleton_tensor, write_model
+from graphopt.ir.writing import skeleton_tensor, write_model, written_size
 
 __all__ = ["Graph", "Source"]
 
@@ -67,9 +67,14 @@ class Graph:
         if isinstance(source, onnx.ModelProto):
             source = source.SerializeToString()
         model, arrays = read_model(source)
-        size = model.ByteSize() + sum(array.nbytes for array in arrays.values())
+        size = written_size(model, arrays)
+        if path is not None:  # an external file lies beside, and its bytes come on top
+            size = max(size, path.stat().st_size)
         nodes = count_nodes(model.graph)
-        graph = cls(model, arrays)
+        try:
+            graph = cls(model, arrays)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}" if path else str(error)) from error
         graph.source = Source(path, nodes, size)
         normalise.normalise(graph)
         return graph
@@ -309,9 +314,8 @@ class Graph:
         return model.SerializeToString(deterministic=True), arrays
 
     def size_bytes(self) -> int:
-        """How large the saved file is, to a few bytes per weight."""
-        data, arrays = self.skeleton(INLINE_BYTES)
-        return len(data) + sum(array.nbytes for array in arrays.values())
+        """How large the saved file is, to the length of two varints."""
+        return written_size(*self._model(INLINE_BYTES))
 
     def to_model(self) -> onnx.ModelProto:
         """The whole model as one protobuf message (under 2 GiB)."""

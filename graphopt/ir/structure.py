@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-import networkx as nx
 import onnx
 
 from graphopt.errors import ModelError
@@ -98,7 +97,7 @@ def _initializers_as_inputs(model: onnx.ModelProto) -> set[str]:
 
 def _constants_as_initializers(graph: onnx.GraphProto) -> None:
     """Store what Constant nodes hold as initializers, unless an output would lose its producer."""
-    taken = {value.name for value in (*graph.output, *graph.initializer)}
+    taken = {info.name for info in graph.output} | {tensor.name for tensor in graph.initializer}
     places = []
     for place, node in enumerate(graph.node):
         for body in subgraphs(node):
@@ -218,6 +217,8 @@ def _sort(graph: onnx.GraphProto) -> None:
         ready.update(node.output)
     else:
         return
+    import networkx as nx  # only for files out of order, and it takes a tenth of a second
+
     maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     order: nx.DiGraph[int] = nx.DiGraph()
     order.add_nodes_from(range(len(graph.node)))

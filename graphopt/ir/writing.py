@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from graphopt.errors import TargetError
 from graphopt.ir.reading import PACKED_TYPES, Array, field_tag
 
-__all__ = ["atomic_file", "skeleton_tensor", "write_model"]
+__all__ = ["atomic_file", "skeleton_tensor", "write_model", "written_size"]
 
 _SINGLE_FILE_LIMIT = 2**31 - 2**20
 """Protobuf refuses messages of 2 GiB; larger models get their weights in a file beside."""
@@ -90,6 +90,17 @@ def write_model(
                 _point(tensor, beside.name, *places[tensor.name])
     with atomic_file(path) as file:
         file.write(model.SerializeToString(deterministic=True))
+
+
+def written_size(skeleton: onnx.ModelProto, arrays: Mapping[str, Array]) -> int:
+    """The bytes that `write_model` would write, without writing them."""
+    head = onnx.ModelProto()
+    head.CopyFrom(skeleton)
+    kept = [tensor for tensor in skeleton.graph.initializer if tensor.name not in arrays]
+    del head.graph.initializer[:]
+    head.graph.initializer.extend(kept)
+    fronts = sum(len(_tensor_front(name, array)) for name, array in arrays.items())
+    return int(head.ByteSize()) + fronts + sum(array.nbytes for array in arrays.values())
 
 
 def _point(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:

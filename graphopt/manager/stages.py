@@ -72,16 +72,20 @@ class Outcome:
         return Outcome(graph, size, (*self.records, *records))
 
 
+_UNKNOWN = Size(0, 0, 0, 0)
+"""For calls that are only replayed, not recorded."""
+
+
 @dataclass
 class _Trace:
-    """What one pass has done over all rounds of a row."""
+    """What one call of a pass has done, or all its calls that found nothing to do."""
 
     step: Pass
-    before: Size | None = None
-    after: Size | None = None
+    before: Size
+    after: Size
     seconds: float = 0.0
     modified: bool = False
-    settled_at: int = -1  # the revision at which the pass last found nothing to do
+    revision: int = -1  # of the graph when the pass last found nothing to do
     notes: dict[str, Note] = field(default_factory=dict)
 
 
@@ -108,55 +112,57 @@ class Runner:
         guilty: dict[Pass, Verdict] = {}
         while True:
             graph = best.graph.clone()
-            steps: list[Pass] = []
             try:
-                traces = self._run_row(row, best, graph, steps, set(guilty))
+                traces = self._run_row(row, best, graph, set(guilty))
             except _GivenUp as error:
                 guilty[error.step] = Verdict(accepted=False, reason=error.reason)
                 continue
             verdict = self.gate.check(best.graph, graph, Promise.EXACT)
             if verdict.accepted:
                 break
+            steps = [trace.step for trace in traces if trace.modified]
             culprit, why = self._bisect(best.graph, steps)
             guilty[culprit] = why
+        size = next((trace.after for trace in traces[::-1] if trace.modified), best.size)
         records = [self._record(trace, verdict) for trace in traces]
-        records += [
-            self._record(_Trace(step, before=best.size, after=best.size), why)
-            for step, why in guilty.items()
-        ]
+        records += [self._record(_Trace(step, size, size), why) for step, why in guilty.items()]
         for record in records:
             self.watcher.finished(record)
-        return Outcome(graph, size_of(graph), (*best.records, *records))
+        return Outcome(graph, size, (*best.records, *records))
 
     def _run_row(
-        self,
-        row: Sequence[Stage],
-        best: Outcome,
-        graph: Graph,
-        steps: list[Pass],
-        without: set[Pass],
+        self, row: Sequence[Stage], best: Outcome, graph: Graph, without: set[Pass]
     ) -> list[_Trace]:
-        """Run all rounds; `steps` collects the passes that changed something, in order."""
-        traces: dict[Pass, _Trace] = {}
+        """Run all rounds. Each call that changed something leaves a trace, in order.
+
+        A pass that never changed anything leaves one trace, for all its calls.
+        """
+        done: list[_Trace] = []
+        idle: dict[Pass, _Trace] = {}
         size = best.size
         for stage in row:
             for _ in range(stage.rounds):
                 start = graph.revision
                 for step in stage.passes:
-                    trace = traces.setdefault(step, _Trace(step, before=size, after=size))
+                    settled = idle.setdefault(step, _Trace(step, size, size))
                     before = graph.revision
-                    if step in without or trace.settled_at == before:
+                    if step in without or settled.revision == before:
                         continue
-                    self._call(trace, graph, best.graph, steps)
+                    trace = _Trace(step, size, size)
+                    earlier = [entry.step for entry in done]
+                    self._call(trace, graph, best.graph, earlier)
                     if graph.revision == before:
-                        trace.settled_at = before
+                        settled.revision = before
+                        settled.seconds += trace.seconds
+                        settled.notes.update(trace.notes)
                         continue
                     size = trace.after = size_of(graph)
                     trace.modified = True
-                    steps.append(step)
+                    done.append(trace)
                 if graph.revision == start:
                     break
-        return [trace for step, trace in traces.items() if step not in without]
+        changed = {trace.step for trace in done} | without
+        return done + [trace for step, trace in idle.items() if step not in changed]
 
     def _bisect(self, start: Graph, steps: Sequence[Pass]) -> tuple[Pass, Verdict]:
         """The first step after which the gate fails, and what it says there."""
@@ -175,7 +181,7 @@ class Runner:
     def _replayed(self, start: Graph, steps: Sequence[Pass]) -> Graph:
         graph = start.clone()
         for place, step in enumerate(steps):
-            self._call(_Trace(step), graph, start, steps[:place])
+            self._call(_Trace(step, _UNKNOWN, _UNKNOWN), graph, start, steps[:place])
         return graph
 
     def stage(self, stage: Stage, best: Outcome, max_drop: float | None) -> Outcome:
@@ -183,7 +189,7 @@ class Runner:
         graph, size = best.graph.clone(), best.size
         records: list[PassRecord] = []
         for place, step in enumerate(stage.passes):
-            trace = _Trace(step, before=size, after=size)
+            trace = _Trace(step, size, size)
             before = graph.clone()
             try:
                 context = self._call(trace, graph, best.graph, stage.passes[:place])
@@ -249,8 +255,6 @@ class Runner:
 
     def _record(self, trace: _Trace, verdict: Verdict) -> PassRecord:
         step = trace.step
-        assert trace.before is not None, "only passes of a row or stage are recorded"
-        assert trace.after is not None, "a recorded pass has both sizes"
         return PassRecord(
             name=step.name,
             options={key: _plain(value) for key, value in step.options().items()},
