@@ -21,10 +21,11 @@ __all__ = ["Draw", "Input", "draw_array", "inputs_of"]
 class Draw:
     """What is decided before random inputs are drawn.
 
-    `sizes` gives the open dimensions by symbol (or `input[axis]`), `integers` the bound of integers
-    of which the graph says nothing. An input of one element that the graph compares with constants
-    gets one of those, or any value, in turn: `turn` (added to the seed) says which. `positive`
-    floats are uniform in [0.1, 1), others standard normal.
+    `sizes` gives the open dimensions by symbol (or `input[axis]`). Integers of which the graph says
+    nothing lie in [0, `integers`); 1 and 0 stand for all ones and all zeros. An input of one
+    element that the graph compares with constants gets one of those, or any value, in turn: `turn`
+    (added to the seed) says which. `positive` floats are uniform in [0.1, 1), others standard
+    normal.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -45,6 +46,10 @@ class Input:
     @property
     def is_integer(self) -> bool:
         return self.dtype.name.startswith(("int", "uint"))
+
+    @property
+    def is_floating(self) -> bool:
+        return "float" in self.dtype.name
 
     @property
     def options(self) -> int:
@@ -99,4 +104,5 @@ def _bounds(given: Input, draw: Draw) -> tuple[int, int]:
         return 0, 2
     if given.dtype.name in _BYTES:
         return int(info.min), int(info.max) + 1
-    return (1, 2) if draw.integers == 1 else (0, min(draw.integers, int(info.max) + 1))
+    low = int(draw.integers == 1)
+    return low, min(max(draw.integers, 1) + low, int(info.max) + 1)

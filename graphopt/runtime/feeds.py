@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -33,8 +34,9 @@ _SIZES: Mapping[Role, tuple[int, ...]] = {
     Role.SPATIAL: (64, 32, 224, 320, 16, 48, 96, 128, 299),
     Role.SEQUENCE: (8, 16, 512, 1, 64, 128, 576, 1024, 16000),
 }
-_INTEGERS = (10, 2, 1)
-_MOST_DRAWS = 120
+_INTEGERS = (10, 2, 1, 0)
+_MOST_DRAWS = 300
+_MOST_SECONDS = 30.0
 _MOST_FINITE_TRIES = 3
 _MOST_REASONS = 3
 
@@ -61,13 +63,15 @@ def runnable_feeds(
             return runnable_feeds(graph, seed, session=own, batch=batch)
     inputs = inputs_of(graph)
     reasons: dict[str, Draw] = {}
-    tried = 0
+    start, tried = time.monotonic(), 0
     for draw in itertools.islice(_draws(graph, inputs, batch), _MOST_DRAWS):
         tried += 1
         found = _attempt(inputs, seed, draw, session)
         if isinstance(found, Feeds):
             return _finite(inputs, seed, found, session)
         reasons.setdefault(found, draw)
+        if time.monotonic() - start > _MOST_SECONDS:
+            break
     raise RuntimeUnavailable(
         f"feeds: the model ran on none of {tried} random inputs; give it real data: "
         f"{_summary(reasons)}"
@@ -115,11 +119,14 @@ def _draws(graph: Graph, inputs: tuple[Input, ...], batch: int | None = None) ->
     bounds = _INTEGERS if any(given.is_integer for given in inputs) else _INTEGERS[:1]
     turns = range(max((given.options for given in inputs), default=1))
     batches = _SIZES[Role.BATCH] if batch is None and Role.BATCH in roles else (batch or 1,)
-    for bound, rung, turn, size in itertools.product(bounds, rungs, turns, batches):
+    signs = (False, True) if any(given.is_floating for given in inputs) else (False,)
+    for bound, positive, rung, turn, size in itertools.product(
+        bounds, signs, rungs, turns, batches
+    ):
         (_, spatial), (_, sequence) = rung
         by_role = {Role.BATCH: size, Role.SPATIAL: spatial, Role.SEQUENCE: sequence}
         sizes = {dim.key: by_role[dim.role] for dim in dims}
-        yield Draw(_with_sums(sizes), bound, turn)
+        yield Draw(_with_sums(sizes), bound, turn, positive)
 
 
 def _with_sums(sizes: Mapping[str, int]) -> dict[str, int]:

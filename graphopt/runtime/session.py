@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import tempfile
@@ -13,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -21,6 +19,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from graphopt.errors import RuntimeUnavailable
 from graphopt.ir import Graph
+from graphopt.runtime.values import (
+    RAW_TYPES,
+    feed_value,
+    from_ort,
+    lent_value,
+    port_dtype,
+    to_ort,
+)
 
 __all__ = ["Model", "Optimize", "Port", "Session"]
 
@@ -53,26 +59,6 @@ _ORT_ERRORS = (
     ValueError,
 )
 
-_ONNX = onnx.TensorProto
-# Types that numpy lacks: ONNX Runtime takes and gives them only as raw bytes with an ONNX type.
-_RAW_TYPES: Mapping[np.dtype, int] = {
-    np.dtype(ml_dtypes.bfloat16): _ONNX.BFLOAT16,
-    np.dtype(ml_dtypes.float8_e4m3fn): _ONNX.FLOAT8E4M3FN,
-    np.dtype(ml_dtypes.float8_e4m3fnuz): _ONNX.FLOAT8E4M3FNUZ,
-    np.dtype(ml_dtypes.float8_e5m2): _ONNX.FLOAT8E5M2,
-    np.dtype(ml_dtypes.float8_e5m2fnuz): _ONNX.FLOAT8E5M2FNUZ,
-}
-_RAW_DTYPES = {onnx_type: dtype for dtype, onnx_type in _RAW_TYPES.items()}
-_PORT_DTYPES: Mapping[str, np.dtype] = {
-    "bool": np.dtype(np.bool_),
-    "double": np.dtype(np.float64),
-    "float": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "string": np.dtype(np.object_),
-    **{f"{u}int{b}": np.dtype(f"{u}int{b}") for u in ("", "u") for b in (8, 16, 32, 64)},
-    **{_ONNX.DataType.Name(code).lower(): dtype for dtype, code in _RAW_TYPES.items()},
-}
-
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _PROTOBUF_LIMIT = 2**31 - 1
 _REASON_LENGTH = 400
@@ -95,9 +81,7 @@ class Port:
 class Session:
     """One model loaded in ONNX Runtime; release it with `close`, or use it as a context.
 
-    Values are numpy arrays, also those that ONNX does not call tensors: a sequence is a 1-D object
-    array of its elements, a map an object array of its keys' and its values' array, an absent
-    optional an object array of length 0.
+    Values are numpy arrays throughout, also sequences and maps (see graphopt.runtime.values).
     """
 
     def __init__(self, session: ort.InferenceSession, held: tuple[object, ...] = ()) -> None:
@@ -105,8 +89,7 @@ class Session:
         self._held = held  # memory that the session uses in place
         self.inputs = tuple(_port(arg) for arg in session.get_inputs())
         self.outputs = tuple(_port(arg) for arg in session.get_outputs())
-        raw = frozenset(_RAW_TYPES)
-        self._has_raw_types = any(port.dtype in raw for port in self.inputs + self.outputs)
+        self._has_raw_types = any(port.dtype in RAW_TYPES for port in self.inputs + self.outputs)
 
     @classmethod
     def open(
@@ -139,7 +122,7 @@ class Session:
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return the outputs in declared order; raises RuntimeUnavailable if they cannot be had."""
         try:
-            return [_from_ort(value) for value in self.bind(feeds)()]
+            return [from_ort(value) for value in self.bind(feeds)()]
         except _ORT_ERRORS as error:
             raise RuntimeUnavailable(
                 f"onnxruntime: cannot run the model: {_reason(error)}"
@@ -153,9 +136,9 @@ class Session:
         assert self._session is not None, "the session is closed"
         session = self._session
         if self._has_raw_types:
-            values = {name: _ort_value(array) for name, array in feeds.items()}
+            values = {name: feed_value(array) for name, array in feeds.items()}
             return lambda: list(session.run_with_ort_values(None, values))
-        arrays = {name: _to_ort(array) for name, array in feeds.items()}
+        arrays = {name: to_ort(array) for name, array in feeds.items()}
         return lambda: list(session.run(None, arrays))
 
     def close(self) -> None:
@@ -203,7 +186,7 @@ def _source(
             )
         return model.SerializeToString(), ()
     data, arrays = model.skeleton()
-    values = {name: _ort_value(array) for name, array in arrays.items()}
+    values = {name: lent_value(array) for name, array in arrays.items()}
     if values and not (lend and _lent(data, values, options, loading)):
         options.add_external_initializers(list(values), list(values.values()))
     return data, (arrays, values)
@@ -237,48 +220,9 @@ def _lent(
     return True
 
 
-def _ort_value(array: np.ndarray) -> ort.OrtValue:
-    array = np.ascontiguousarray(array).reshape(array.shape)
-    onnx_type = _RAW_TYPES.get(array.dtype)
-    if onnx_type is None:
-        return ort.OrtValue.ortvalue_from_numpy(array)
-    raw = array.view(np.dtype(f"uint{8 * array.dtype.itemsize}"))
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, onnx_type)
-
-
-def _to_ort(array: np.ndarray) -> np.ndarray | list[np.ndarray]:
-    if array.dtype == object and array.ndim == 1 and all(isinstance(x, np.ndarray) for x in array):
-        return list(array)
-    return array
-
-
-def _from_ort(value: object) -> np.ndarray:
-    if isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, ort.OrtValue):
-        dtype = _RAW_DTYPES.get(value.element_type()) if value.is_tensor() else None
-        if dtype is None:
-            return _from_ort(value.numpy())
-        data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
-        return np.frombuffer(data, dtype).reshape(value.shape())
-    if isinstance(value, dict):
-        return _objects([np.array(list(value)), np.array(list(value.values()))])
-    if isinstance(value, list):
-        return _objects([_from_ort(element) for element in value])
-    return np.asarray([] if value is None else value)
-
-
-def _objects(elements: list[np.ndarray]) -> np.ndarray:
-    array = np.empty(len(elements), object)
-    for index, element in enumerate(elements):
-        array[index] = element
-    return array
-
-
 def _port(arg: ort.NodeArg) -> Port:
     shape = tuple(None if isinstance(d, int) and d < 0 else d for d in arg.shape)
-    inner = re.fullmatch(r"tensor\((\w+)\)", arg.type)
-    return Port(arg.name, shape, _PORT_DTYPES.get(inner[1]) if inner else None, arg.type)
+    return Port(arg.name, shape, port_dtype(arg.type), arg.type)
 
 
 def _reason(error: BaseException) -> str:

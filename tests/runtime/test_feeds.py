@@ -52,7 +52,7 @@ def test_the_batch_shows_that_it_is_open_where_it_can() -> None:
     found = runnable_feeds(single, 0)
     assert found.arrays["x"].shape == (1, 4)
     assert found.outputs[0].shape == (1, 4)
-    with pytest.raises(RuntimeUnavailable, match=r"none of 1 random inputs.*N=3"):
+    with pytest.raises(RuntimeUnavailable, match=r"none of 2 random inputs.*N=3"):
         runnable_feeds(single, 0, batch=3)
 
 
@@ -164,6 +164,13 @@ def test_bounds_of_free_integers_shrink_until_the_model_runs() -> None:
     assert runnable_feeds(graph, 0).arrays["s"].tolist() == [1] * 40
 
 
+def test_zeros_and_positive_floats_are_tried_too() -> None:
+    axis = load("g (float[4] x, int64 axis) => (float[4] y) { y = CumSum (x, axis) }")
+    assert runnable_feeds(axis, 0).arrays["axis"] == 0
+    scales = load("g (float[1,1,4,4] x, float[4] s) => (float[a,b,c,d] y) { y = Resize (x, , s) }")
+    assert (runnable_feeds(scales, 0).arrays["s"] > 0).all()
+
+
 def test_finite_outputs_are_preferred() -> None:
     graph = load("g (float[N,64] x) => (float[N,64] y) { y = Log (x) }")
     found = runnable_feeds(graph, 0)
@@ -180,7 +187,7 @@ def test_a_model_that_never_runs_says_why() -> None:
         "g (float[N,3] x) => (float[a,b] y) { h = Reshape (x, s)  y = Relu (h) }",
         s=np.array([7, -1]),
     )
-    with pytest.raises(RuntimeUnavailable, match=r"none of 2 random inputs.*reshaped.*N=2"):
+    with pytest.raises(RuntimeUnavailable, match=r"none of 4 random inputs.*reshaped.*N=2"):
         runnable_feeds(graph, 0)
 
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt.errors import RuntimeUnavailable
 from graphopt.ir import Graph
 from graphopt.runtime import Optimize, Session, random_feeds
+from graphopt.runtime.values import RAW_TYPES
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
 
@@ -192,6 +193,21 @@ def test_types_that_numpy_lacks(name: str, size: int) -> None:
     assert y.dtype == dtype
     np.testing.assert_array_equal(y.astype(np.float32), [0.5, -2])
     np.testing.assert_array_equal(z, np.full(size, 1.5, np.float32))
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int2"])
+def test_types_below_a_byte(name: str) -> None:
+    dtype = np.dtype(getattr(ml_dtypes, name))
+    model = parse(
+        f"g ({name}[N] x) => (float[N] y, {name}[N] z)"
+        f"{{ y = Cast <to=1> (x)  z = Cast <to={RAW_TYPES[dtype]}> (y) }}"
+    )
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", 25))
+    x = np.array([1, 0, 1], dtype)  # an odd number leaves half a byte over
+    with Session.open(model) as session:
+        y, z = session.run({"x": x})
+    assert (y.tolist(), z.dtype, z.astype(int).tolist()) == ([1, 0, 1], dtype, [1, 0, 1])
 
 
 def test_sequences_maps_and_strings_become_arrays() -> None:
