@@ -7,6 +7,7 @@ from collections.abc import Mapping
 __all__ = ["CATALOG"]
 
 CATALOG: Mapping[str, str] = {
+    "convolve-affine": "passes.convolve_affine:ConvolveAffine",
     "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
     "fuse-gemm": "passes.fuse_gemm:FuseGemm",
