@@ -21,7 +21,15 @@ from graphopt.affine import Affine, Vector
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.matching import is_op
 
-__all__ = ["LINEAR_OPS", "LinearLayer", "fold_after", "fold_before", "linear_layer"]
+__all__ = [
+    "LINEAR_OPS",
+    "LinearLayer",
+    "fold_after",
+    "fold_before",
+    "layer_bias",
+    "linear_layer",
+    "rebuild",
+]
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ LINEAR_OPS = tuple(sorted(_ROWS))
 
 def fold_after(graph: Graph, layer: LinearLayer, change: Affine, last: gs.Node) -> Edit | str:
     """Make a layer produce what `last` makes of its result; or say why that cannot be."""
-    bias = _bias(graph, layer)
+    bias = layer_bias(graph, layer)
     if isinstance(bias, str):
         return bias
     if change.scale.size not in (1, layer.outputs):
@@ -149,7 +157,8 @@ def fold_after(graph: Graph, layer: LinearLayer, change: Affine, last: gs.Node) 
     shifted = None if bias is None and not change.shifts() else np.zeros(layer.outputs)
     if shifted is not None:
         shifted = shifted + change.shift + scale * (0.0 if bias is None else bias)
-    edit = _rebuild(graph, layer, (scale, None), shifted, (None, last.outputs[0].name))
+    ends = (layer.node.inputs[0].name, last.outputs[0].name)
+    edit = rebuild(graph, layer, _scaled(layer, scale, None), shifted, ends)
     return edit if isinstance(edit, str) else replace(edit, remove=(layer.node, last))
 
 
@@ -165,13 +174,13 @@ def fold_before(
             return "the layer transposes its input"
         if change.scale.size not in (1, layer.inputs):
             return f"{change.scale.size} factors do not fit {layer.inputs} channels"
-        bias = _bias(graph, layer)
+        bias = layer_bias(graph, layer)
         if isinstance(bias, str):
             return bias
         if change.shifts():
             bias = layer.response(change.shift) + (0.0 if bias is None else bias)
-        name = layer.node.outputs[0].name
-        edit = _rebuild(graph, layer, (None, change.scale), bias, (change.data, name))
+        ends = (change.data, layer.node.outputs[0].name)
+        edit = rebuild(graph, layer, _scaled(layer, None, change.scale), bias, ends)
         if isinstance(edit, str):
             return edit
         whole = Edit(
@@ -182,7 +191,7 @@ def fold_before(
     return whole
 
 
-def _bias(graph: Graph, layer: LinearLayer) -> Vector | str | None:
+def layer_bias(graph: Graph, layer: LinearLayer) -> Vector | str | None:
     """The bias per channel; None if there is none, a reason if it cannot be told."""
     if len(layer.node.inputs) < 3 or not layer.node.inputs[2].name or layer.bias_factor == 0.0:
         return None
@@ -195,25 +204,21 @@ def _bias(graph: Graph, layer: LinearLayer) -> Vector | str | None:
     return np.asarray(whole * layer.bias_factor)
 
 
-def _rebuild(
-    graph: Graph,
-    layer: LinearLayer,
-    factors: tuple[Vector | None, Vector | None],
-    bias: Vector | None,
-    ends: tuple[str | None, str],
+def rebuild(
+    graph: Graph, layer: LinearLayer, weight: Array, bias: Vector | None, ends: tuple[str, str]
 ) -> Edit | str:
-    """The layer with its weight multiplied per output and per input, a bias, and new ends."""
+    """The layer with another weight (factor included) and bias, reading and writing `ends`."""
     node, weight_name = layer.node, layer.node.inputs[1].name
     if len(graph.consumers(weight_name)) > 1 or graph.is_output(weight_name):
         return f"its weight {weight_name!r} is shared"
     if bias is not None and node.op == "MatMul" and layer.rank != 2:
         return "a MatMul of that rank has no bias"
-    weight = _scaled(layer, *factors)
     arrays = {weight_name: weight}
-    inputs = [ends[0] or node.inputs[0].name, weight_name]
+    inputs = [ends[0], weight_name]
     if bias is not None:
         name = _bias_name(graph, layer)
-        arrays[name] = bias.astype(weight.dtype)
+        with np.errstate(over="ignore"):
+            arrays[name] = bias.astype(weight.dtype)
         inputs.append(name)
     if not all(bool(np.all(np.isfinite(array))) for array in arrays.values()):
         return f"the result is not finite in {weight.dtype}"

@@ -15,5 +15,6 @@ CATALOG: Mapping[str, str] = {
     "fuse-pad": "passes.fuse_pad:FusePad",
     "fuse-relus": "passes.fuse_relus:FuseRelus",
     "merge-affine": "passes.merge_affine:MergeAffine",
+    "merge-layers": "passes.merge_layers:MergeLayers",
 }
 """Pass name -> "module:Class"; listing passes imports none of them."""
