@@ -54,6 +54,7 @@ class Scopes:
             tensor = self.tensors[name]
             self.defaults[name] = values_of(tensor)
             tensor.to_variable(self.defaults[name].dtype, list(self.defaults[name].shape))
+            tensor.type = "tensor_type"  # which to_variable forgets
 
     def _register(self, scope: gs.Graph) -> None:
         self._bodies[id(scope)] = scope
@@ -177,7 +178,7 @@ class Scopes:
         for tensor in node.outputs:
             _drop_identical(tensor.inputs, node)
         for body in bodies(node):
-            for inner in [inner for inner in body.nodes if self._scope.get(id(inner)) is body]:
+            for inner in list(self.nodes(body)):
                 self.remove(inner)
             self._bodies.pop(id(body))
             self._unsorted.pop(id(body), None)
