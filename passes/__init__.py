@@ -10,6 +10,8 @@ CATALOG: Mapping[str, str] = {
     "convolve-affine": "passes.convolve_affine:ConvolveAffine",
     "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
+    "fold-selection": "passes.fold_selection:FoldSelection",
+    "fold-shuffle": "passes.fold_shuffle:FoldShuffle",
     "fuse-gemm": "passes.fuse_gemm:FuseGemm",
     "fuse-hard-activations": "passes.fuse_hard_activations:FuseHardActivations",
     "fuse-pad": "passes.fuse_pad:FusePad",
