@@ -1,0 +1,102 @@
+"""What a family holds: the multiply-accumulates and parameters that run through its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.cost import node_macs, operator
+from graphopt.coupling.axes import Axis, Fixed
+from graphopt.coupling.wiring import Wiring
+from graphopt.ir import Graph
+
+if TYPE_CHECKING:
+    from graphopt.coupling.families import Family
+
+__all__ = ["Held", "held"]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What would go if all channels of a family went."""
+
+    macs: int
+    parameters: int
+
+
+_CONTRACTED: Mapping[str, tuple[int, int]] = {
+    "Conv": (1, 1),
+    "ConvInteger": (1, 1),
+    "ConvTranspose": (1, 0),
+    "Gemm": (0, -1),
+    "MatMul": (0, -1),
+    "MatMulInteger": (0, -1),
+    "QLinearConv": (3, 1),
+    "QLinearMatMul": (0, -1),
+    "com.microsoft:FusedConv": (1, 1),
+    "com.microsoft:FusedGemm": (0, -1),
+    "com.microsoft:FusedMatMul": (0, -1),
+}
+"""The input and its axis that a node sums over; Gemm and its like may have it transposed."""
+
+
+def held(graph: Graph, wiring: Wiring, families: Mapping[str, Family]) -> dict[str, Held]:
+    """Count for every family; what runs through two families counts for both."""
+    names = list(families)
+    owner = np.full(wiring.count, -1, np.int64)
+    for number, name in enumerate(names):
+        owner_members = families[name].members
+        for member in owner_members:
+            axes = wiring.axes[member.tensor]
+            assert axes is not None
+            axis = axes[member.axis]
+            assert isinstance(axis, np.ndarray)
+            owner[axis[member.places]] = number
+    macs = _macs(graph, wiring, owner, len(names))
+    parameters = np.zeros(len(names))
+    for name, array in graph.constants().items():
+        axes = wiring.axes.get(name)
+        if axes is not None and (array.dtype.kind == "f" or array.dtype.itemsize == 1):
+            parameters += array.size * _share(axes, owner, len(names))
+    return {
+        name: Held(round(float(macs[i])), round(float(parameters[i])))
+        for i, name in enumerate(names)
+    }
+
+
+def _macs(graph: Graph, wiring: Wiring, owner: np.ndarray, count: int) -> np.ndarray:
+    total = np.zeros(count)
+    costs = node_macs(graph)
+    for node in graph.nodes:
+        name = next((tensor.name for tensor in node.outputs if tensor.name), node.name)
+        if costs.get(name):
+            total += costs[name] * _share(tuple(_work_axes(node, wiring)), owner, count)
+    return total
+
+
+def _work_axes(node: gs.Node, wiring: Wiring) -> Iterator[Axis]:
+    """The axes a node's work is proportional to: its output's, and the one it sums over."""
+    yield from wiring.axes.get(node.outputs[0].name) or ()
+    index, place = _CONTRACTED.get(operator(node), (-1, 0))
+    if index >= 0:
+        axes = wiring.axes.get(node.inputs[index].name)
+        if axes and node.attrs.get("transA"):
+            place = -2
+        if axes:
+            yield axes[place]
+
+
+def _share(axes: tuple[Axis, ...], owner: np.ndarray, count: int) -> np.ndarray:
+    """Which part of a product of axes each family is involved in."""
+    rest = np.ones(count)
+    for axis in axes:
+        if isinstance(axis, Fixed) or not len(axis):
+            continue
+        owners = owner[axis]
+        found = np.bincount(owners[owners >= 0], minlength=count) if count else rest
+        rest *= 1 - found / len(axis)
+    return 1 - rest
