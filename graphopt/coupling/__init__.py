@@ -1,0 +1,26 @@
+"""Coupled channels: find what must be removed together, remove it, check it against a mask."""
+
+from __future__ import annotations
+
+from graphopt.coupling.costs import Held
+from graphopt.coupling.families import Coupling, Family, Frozen, Member, couple, explain
+from graphopt.coupling.masking import mask
+from graphopt.coupling.prepare import prepare
+from graphopt.coupling.removal import Kept, Plan, remove
+from graphopt.coupling.rules import RULES
+
+__all__ = [
+    "RULES",
+    "Coupling",
+    "Family",
+    "Frozen",
+    "Held",
+    "Kept",
+    "Member",
+    "Plan",
+    "couple",
+    "explain",
+    "mask",
+    "prepare",
+    "remove",
+]

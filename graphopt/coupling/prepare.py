@@ -1,0 +1,120 @@
+"""Exact rewrites that let channels go one by one where a graph ties them without need.
+
+- A channel shuffle (Reshape, Transpose, Reshape that permutes one axis) becomes a Gather: split
+  into rows it could only lose whole columns, and through several shuffles everything ties to
+  everything.
+- A vector that several nodes share, as exporters merge equal biases, becomes one vector each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.coupling.sizes import Sizes
+from graphopt.ir import Array, Edit, Graph, NewNode
+
+__all__ = ["prepare", "remade"]
+
+
+def prepare(graph: Graph) -> None:
+    """Loosen what ties channels without need; the graph computes what it did."""
+    candidates = [found for node in graph.nodes if (found := _permuting(graph, node)) is not None]
+    if candidates:
+        sizes = Sizes(graph)
+        for nodes in candidates:
+            edit = _shuffle(sizes, *nodes)
+            if edit is not None:
+                graph.apply(edit)
+    for edit in _unshare(graph):
+        graph.apply(edit)
+    graph.prune()
+
+
+def _alone(graph: Graph, node: gs.Node | None, op: str) -> bool:
+    """Whether a node is of a kind and its result is read once."""
+    if node is None or node.op != op:
+        return False
+    name = node.outputs[0].name
+    return not graph.is_output(name) and len(graph.consumers(name)) == 1
+
+
+def _permuting(graph: Graph, last: gs.Node) -> tuple[gs.Node, gs.Node, gs.Node] | None:
+    """A Reshape, a Transpose and a Reshape back to the rank before, if `last` ends such a row."""
+    turn = graph.producer(last.inputs[0].name) if last.op == "Reshape" else None
+    if turn is None or not _alone(graph, turn, "Transpose"):
+        return None
+    first = graph.producer(turn.inputs[0].name)
+    if first is None or not _alone(graph, first, "Reshape"):
+        return None
+    shapes = graph.shape(first.inputs[0].name), graph.shape(last.outputs[0].name)
+    if shapes[0] is not None and shapes[1] is not None and len(shapes[0]) != len(shapes[1]):
+        return None
+    return first, turn, last
+
+
+def _shuffle(sizes: Sizes, first: gs.Node, turn: gs.Node, last: gs.Node) -> Edit | None:
+    source, result = first.inputs[0].name, last.outputs[0].name
+    whole, parts = sizes.shape(source), sizes.shape(first.outputs[0].name)
+    if whole is None or parts is None or whole != sizes.shape(result):
+        return None
+    order = [int(p) for p in turn.attrs.get("perm") or range(len(parts))[::-1]]
+    moved = [place for place, target in enumerate(order) if place != target]
+    if not moved:
+        return None
+    axis, stop = moved[0], moved[-1] + 1
+    factors = parts[axis:stop]
+    size = whole[axis]
+    if (
+        (*whole[:axis], *whole[axis + 1 :]) != (*parts[:axis], *parts[stop:])
+        or size is None
+        or None in factors
+        or sizes.is_open(size)
+    ):
+        return None
+    known = [factor for factor in factors if factor is not None]
+    grid = np.arange(size, dtype=np.int64).reshape(known)
+    places = grid.transpose([place - axis for place in order[axis:stop]]).reshape(-1)
+    gather = NewNode("Gather", (source, places), (result,), {"axis": axis}, name=last.name)
+    return Edit(remove=(first, turn, last), add=(gather,))
+
+
+def _unshare(graph: Graph) -> Iterator[Edit]:
+    for name, array in graph.constants().items():
+        if array.dtype.kind != "f" or sum(size > 1 for size in array.shape) != 1:
+            continue
+        readers = {id(node): node for node in graph.consumers(name)}
+        if len(readers) < 2 or graph.is_output(name):
+            continue
+        top = [node for node in readers.values() if graph.scope_of(node) is _top(graph)]
+        for node in top[1:]:
+            places = [place for place, t in enumerate(node.inputs) if t.name == name]
+            yield Edit(remove=(node,), add=(remade(node, dict.fromkeys(places, array)),))
+
+
+def _top(graph: Graph) -> gs.Graph:
+    return next(graph.scopes())
+
+
+def remade(
+    node: gs.Node,
+    inputs: Mapping[int, Array],
+    attributes: Mapping[str, object | None] | None = None,
+) -> NewNode:
+    """A node again, with constants in place of some inputs (or after them), and new attributes."""
+    names: list[str | Array] = [tensor.name for tensor in node.inputs]
+    for place, array in sorted(inputs.items()):
+        while len(names) <= place:
+            names.append("")
+        names[place] = array
+    changed = {**node.attrs, **(attributes or {})}
+    return NewNode(
+        node.op,
+        tuple(names),
+        tuple(tensor.name for tensor in node.outputs),
+        {key: value for key, value in changed.items() if value is not None},
+        node.domain or "",
+        node.name,
+    )
