@@ -18,5 +18,6 @@ CATALOG: Mapping[str, str] = {
     "fuse-relus": "passes.fuse_relus:FuseRelus",
     "merge-affine": "passes.merge_affine:MergeAffine",
     "merge-layers": "passes.merge_layers:MergeLayers",
+    "remove-channels": "passes.remove_channels:RemoveChannels",
 }
 """Pass name -> "module:Class"; listing passes imports none of them."""
