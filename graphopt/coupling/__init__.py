@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphopt.coupling.constants import Absorbed, absorb_constants
 from graphopt.coupling.costs import Held
 from graphopt.coupling.families import Coupling, Family, Frozen, Member, couple, explain
 from graphopt.coupling.masking import mask
@@ -11,6 +12,7 @@ from graphopt.coupling.rules import RULES
 
 __all__ = [
     "RULES",
+    "Absorbed",
     "Coupling",
     "Family",
     "Frozen",
@@ -18,6 +20,7 @@ __all__ = [
     "Kept",
     "Member",
     "Plan",
+    "absorb_constants",
     "couple",
     "explain",
     "mask",
