@@ -19,5 +19,6 @@ CATALOG: Mapping[str, str] = {
     "merge-affine": "passes.merge_affine:MergeAffine",
     "merge-layers": "passes.merge_layers:MergeLayers",
     "remove-channels": "passes.remove_channels:RemoveChannels",
+    "sink-transposes": "passes.sink_transposes:SinkTransposes",
 }
 """Pass name -> "module:Class"; listing passes imports none of them."""

@@ -23,7 +23,7 @@ class FusePad(Pass):
 
     Zeros before a Conv become its pads. Zeros before an AveragePool do, if they are counted. A
     MaxPool pads with minus infinity, so zeros fuse only where no input is negative (after Relu,
-    Sigmoid and the like) and each window holds an input.
+    Sigmoid and the like), copies of the border always, if each window holds an input.
     """
 
     name: ClassVar[str] = "fuse-pad"
@@ -35,11 +35,12 @@ class FusePad(Pass):
 
 @dataclass(frozen=True)
 class _Padding:
-    """What a Pad node adds: (axis sizes before, sizes after) over the spatial axes, and a value."""
+    """What a Pad node adds on either side of the spatial axes."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
-    value: float
+    value: float | None
+    """None for copies of the border."""
 
 
 def into_reader(graph: Graph, node: gs.Node) -> Edit | Refusal | None:
@@ -81,8 +82,9 @@ def _fused_attributes(graph: Graph, node: gs.Node, pad: gs.Node) -> dict[str, ob
 def _read(graph: Graph, pad: gs.Node) -> _Padding | str:
     sizes = integers(graph, pad, 1, "pads")
     axes = integers(graph, pad, 3, "axes")
-    if sizes is None or pad.attrs.get("mode", "constant") != "constant":
-        return "it pads by a computed size, or not with a constant"
+    mode = pad.attrs.get("mode", "constant")
+    if sizes is None or mode not in ("constant", "edge"):
+        return "it pads by a computed size, or mirrors"
     if len(pad.inputs) > 3 and pad.inputs[3].name:
         shape = graph.shape(pad.inputs[0].name)
         if axes is None or shape is None:
@@ -96,6 +98,8 @@ def _read(graph: Graph, pad: gs.Node) -> _Padding | str:
     before, after = sizes[:rank], sizes[rank:]
     if any(before[:2] + after[:2]) or min(sizes, default=0) < 0:
         return f"pads {list(sizes)} are not of spatial axes alone, or crop"
+    if mode == "edge":
+        return _Padding(before[2:], after[2:], None)
     value: float | None = float(pad.attrs.get("value", 0.0))
     if len(pad.inputs) > 2 and pad.inputs[2].name:
         value = scalar(graph, pad.inputs[2].name)
@@ -133,7 +137,8 @@ def _max_pool(graph: Graph, node: gs.Node, pad: gs.Node, padding: _Padding) -> _
     spread = any(step != 1 for step in node.attrs.get("dilations", ()))
     if node.attrs.get("ceil_mode", 0) or indices or spread:
         return "the pool rounds up, spreads its window, or tells where the maximum is"
-    if padding.value == float("-inf") or (padding.value == 0.0 and never_negative(graph, pad)):
+    harmless = padding.value is None or padding.value == float("-inf")
+    if harmless or (padding.value == 0.0 and never_negative(graph, pad)):
         return {}
     return f"it pads with {padding.value}, and an input may be less"
 

@@ -97,6 +97,10 @@ def pool(body: str) -> str:
             "r = Clip (x, zero, six) q = Pad (r, p) y = MaxPool <kernel_shape=[3,3]> (q)",
             "r = Clip (x, zero, six) y = MaxPool <kernel_shape=[3,3], pads=[1,0,2,1]> (r)",
         ),
+        (
+            'q = Pad <mode="edge"> (x, p) y = MaxPool <kernel_shape=[3,3], strides=[2,2]> (q)',
+            "y = MaxPool <kernel_shape=[3,3], pads=[1,0,2,1], strides=[2,2]> (x)",
+        ),
     ],
 )
 def test_pools(before: str, after: str) -> None:
@@ -143,6 +147,8 @@ POOLS_STAY = {
         r = Relu (x) q = Pad (r, p) y = MaxPool <dilations=[2,2], kernel_shape=[3,3]> (q)""",
     "as large as the window": """
         r = Relu (x) q = Pad (r, p) y = MaxPool <kernel_shape=[2,2]> (q)""",
+    "copies of the border, averaged": """
+        q = Pad <mode="edge"> (x, p) y = AveragePool <kernel_shape=[3,3]> (q)""",
     "pads that are not counted": """
         q = Pad (x, p) y = AveragePool <kernel_shape=[3,3], pads=[1,1,0,0]> (q)""",
 }
