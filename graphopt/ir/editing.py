@@ -31,9 +31,10 @@ def can_replace(scopes: Scopes, old: str, new: str) -> bool:
 
 def check(scopes: Scopes, edit: Edit) -> None:
     """Raise EditError if the edit would leave a reader without its tensor, or a name made twice."""
-    going = {id(node) for node in edit.remove}
     for node in edit.remove:
         scopes.of(node)
+    inner = [node for owner in edit.remove for node in _inside(owner)]
+    going = {id(node) for node in (*edit.remove, *inner)}
     made = {name for node in edit.add for name in node.outputs if name}
     kept = {"", *made, *edit.constants, *edit.replace}
     lost = {tensor.name for node in edit.remove for tensor in node.outputs} - kept
@@ -41,6 +42,7 @@ def check(scopes: Scopes, edit: Edit) -> None:
         readers = [node for node in scopes.tensors[name].outputs if not _goes(scopes, node, going)]
         if readers or scopes.is_output(name):
             raise EditError(f"edit: {name!r} is still read, and nothing would produce it")
+    lost |= {tensor.name for node in inner for tensor in node.outputs} - kept
     _check_new(scopes, edit, going, lost)
     for old, new in edit.replace.items():
         if old not in scopes.tensors:
@@ -49,12 +51,23 @@ def check(scopes: Scopes, edit: Edit) -> None:
             raise EditError(f"edit: {old!r} cannot be replaced by {new!r}, which is not there")
         if new not in made and not can_replace(scopes, old, new):
             raise EditError(f"edit: output {old!r} cannot take the place of {new!r}")
+    renamed = [new for old, new in edit.replace.items() if scopes.is_output(old)]
+    if len(set(renamed)) < len(renamed):
+        raise EditError("edit: two outputs cannot both take the place of one tensor")
     for name in edit.constants:
         tensor = scopes.tensors.get(name)
         if tensor is None or isinstance(tensor, gs.Constant):
             continue
         if not tensor.inputs or id(tensor.inputs[0]) not in going or scopes.is_output(name):
             raise EditError(f"edit: {name!r} is an input, an output or computed, so no constant")
+
+
+def _inside(node: gs.Node) -> Iterator[gs.Node]:
+    """The nodes of a node's bodies, and of theirs."""
+    for body in bodies(node):
+        for inner in body.nodes:
+            yield inner
+            yield from _inside(inner)
 
 
 def _goes(scopes: Scopes, node: gs.Node, going: set[int]) -> bool:
@@ -106,20 +119,32 @@ def perform(scopes: Scopes, edit: Edit) -> set[str]:
     for name, array in edit.constants.items():
         _set_constant(scopes, name, array)
     for new in edit.add:
-        scopes.add(_build(scopes, new), scope, rank)
-    for old, name in edit.replace.items():
-        _redirect(scopes, old, name)
+        node = _build(scopes, new)
+        for inner in _inside(node):
+            _link(inner)  # a body that moves here has been cut off where it was
+        scopes.add(node, scope, rank)
+    pairs = [(old, scopes.tensors[name]) for old, name in edit.replace.items()]
+    for old, target in pairs:
+        _redirect(scopes, old, target)
     made = {name for new in edit.add for name in new.outputs}
     for name in (*dropped, *read):
         _forget_unused(scopes, name)
-    return {*dropped, *edit.constants, *edit.replace} - (made & set(dropped))
+    return {*(set(dropped) ^ made), *edit.constants, *edit.replace}
 
 
 def _reads(node: gs.Node) -> Iterator[gs.Tensor]:
-    yield from (tensor for tensor in node.inputs if tensor.name)
-    for body in bodies(node):
-        for inner in body.nodes:
-            yield from _reads(inner)
+    for reader in (node, *_inside(node)):
+        yield from (tensor for tensor in reader.inputs if tensor.name)
+
+
+def _link(node: gs.Node) -> None:
+    """Enter a node with the tensors that it reads and produces, once per use."""
+    pairs = [(tensor, tensor.outputs, node.inputs) for tensor in node.inputs]
+    pairs += [(tensor, tensor.inputs, node.outputs) for tensor in node.outputs]
+    for tensor, ends, tensors in pairs:
+        uses = sum(other is tensor for other in tensors)
+        if tensor.name and sum(end is node for end in ends) < uses:
+            list.append(ends, node)
 
 
 def _set_constant(scopes: Scopes, name: str, array: np.ndarray) -> None:
@@ -166,8 +191,8 @@ def _hand_over(source: gs.Tensor, target: gs.Tensor) -> None:
         list.extend(source.outputs, kept)
 
 
-def _redirect(scopes: Scopes, old: str, new: str) -> None:
-    source, target = scopes.tensors[old], scopes.tensors[new]
+def _redirect(scopes: Scopes, old: str, target: gs.Tensor) -> None:
+    source = scopes.tensors[old]
     _hand_over(source, target)
     if not scopes.is_output(old):
         return

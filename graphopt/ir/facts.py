@@ -9,7 +9,7 @@ A dimension that only has a name is taken to be at least 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -23,6 +23,8 @@ from graphopt.ir.shapes import Dims, TensorInfo
 from graphopt.ir.values import EVALUATORS, Known, as_integers, evaluate, known_array
 
 __all__ = ["Facts"]
+
+Inputs = Sequence[Known | None]
 
 _UNKNOWN = TensorInfo(None, None)
 
@@ -120,12 +122,18 @@ class Facts:
             self._values.update(dict.fromkeys(names))
             if node.outputs[0].name:
                 self._values[names[0]] = self._evaluate(node)
-            sharper = any(
-                tensor.name in fresh or self._values.get(tensor.name) is not None
-                for tensor in node.inputs
-            )
-            if not sharper or all(_is_static(self._infos.get(name)) for name in names):
+            if all(_is_static(self._infos.get(name)) for name in names):
                 continue
+            blank = any(self._infos.get(name, _UNKNOWN).shape is None for name in names)
+            if (
+                not blank
+                and node.op not in _SHAPES
+                and not any(
+                    tensor.name in fresh or self._values.get(tensor.name) is not None
+                    for tensor in node.inputs
+                )
+            ):
+                continue  # blank: inference of a body does not see the constants around it
             for name, info in self._infer(node).items():
                 old = self._infos.get(name, _UNKNOWN)
                 merged = TensorInfo(info.dtype or old.dtype, _sharper(old.shape, info.shape))
@@ -184,16 +192,20 @@ def _is_static(info: TensorInfo | None) -> bool:
 
 
 def _sharper(old: Dims | None, new: Dims | None) -> Dims | None:
-    """Two true statements about one shape, as one: numbers before names before nothing."""
+    """Two true statements about one shape, as one."""
     if old is None or new is None or len(old) != len(new):
         return old if new is None else new
-    return tuple(
-        a if isinstance(a, int) or b is None else b if isinstance(b, int) or a is None else a
-        for a, b in zip(old, new, strict=True)
-    )
+    return tuple(min(pair, key=_vagueness) for pair in zip(old, new, strict=True))
 
 
-def _reshaped(node: gs.Node, shape: Dims | None, inputs: list[Known | None]) -> Dims | None:
+def _vagueness(dim: int | str | None) -> int:
+    """Numbers say more than the model's own names, those more than names that inference made."""
+    if isinstance(dim, int):
+        return 0
+    return 3 if dim is None else 2 if dim.startswith("unk__") else 1
+
+
+def _reshaped(node: gs.Node, shape: Dims | None, inputs: Inputs) -> Dims | None:
     """The target of a Reshape, with copied dimensions copied and -1 computed where it can be."""
     target = inputs[1] if len(inputs) > 1 else None
     if target is None or target.ndim != 1:
@@ -202,15 +214,36 @@ def _reshaped(node: gs.Node, shape: Dims | None, inputs: list[Known | None]) -> 
     if not node.attrs.get("allowzero", 0):
         copied = (*(shape or ()), *[None] * len(out))
         out = [copied[i] if dim == 0 else dim for i, dim in enumerate(out)]
-    rest = [i for i, dim in enumerate(out) if not isinstance(dim, int) or dim < 0]
-    known = math.prod(dim for dim in out if isinstance(dim, int) and dim >= 0)
-    sizes = [dim for dim in shape or () if isinstance(dim, int)]
-    if len(rest) == 1 and shape is not None and len(sizes) == len(shape) and known:
-        out[rest[0]] = math.prod(sizes) // known
+    rest = [i for i, dim in enumerate(out) if dim is None or dim == -1]
+    if len(rest) == 1 and shape is not None:
+        out[rest[0]] = _quotient(shape, [dim for dim in out if dim not in (None, -1)])
     return tuple(None if dim == -1 else dim for dim in out)
 
 
-def _expanded(node: gs.Node, shape: Dims | None, inputs: list[Known | None]) -> Dims | None:
+def _quotient(shape: Dims, others: Sequence[int | str | None]) -> int | str | None:
+    """The one size that is left of a shape when others are taken out; None if it has no name."""
+    names = [dim for dim in shape if not isinstance(dim, int)]
+    for name in (dim for dim in others if not isinstance(dim, int)):
+        if name not in names:
+            return None
+        names.remove(name)
+    total = math.prod(dim for dim in shape if isinstance(dim, int))
+    taken = math.prod(dim for dim in others if isinstance(dim, int))
+    if not names:
+        return total // taken if taken else None
+    return names[0] if len(names) == 1 and total == taken else None
+
+
+def _padded(node: gs.Node, shape: Dims | None, inputs: Inputs) -> Dims | None:
+    """The input's shape, where nothing is added."""
+    given = node.attrs.get("pads", inputs[1] if len(inputs) > 1 else None)
+    if shape is None or given is None or len(given) != 2 * len(shape):
+        return None
+    pairs = zip(shape, given[: len(shape)], given[len(shape) :], strict=True)
+    return tuple(dim if before == after == 0 else None for dim, before, after in pairs)
+
+
+def _expanded(node: gs.Node, shape: Dims | None, inputs: Inputs) -> Dims | None:
     """The shape that a tensor and a target broadcast to."""
     target = inputs[1]
     if shape is None or target is None or target.ndim != 1:
@@ -230,13 +263,14 @@ def _wider(a: int | str | None, b: int | str | None) -> int | None:
     return numbers[0] if numbers and numbers[0] > 1 else None
 
 
-def _filled(node: gs.Node, shape: Dims | None, inputs: list[Known | None]) -> Dims | None:
+def _filled(node: gs.Node, shape: Dims | None, inputs: Inputs) -> Dims | None:
     return None if inputs[0] is None or inputs[0].ndim != 1 else tuple(inputs[0])
 
 
-_SHAPES: Mapping[str, Callable[[gs.Node, Dims | None, list[Known | None]], Dims | None]] = {
+_SHAPES: Mapping[str, Callable[[gs.Node, Dims | None, Inputs], Dims | None]] = {
     "ConstantOfShape": _filled,
     "Expand": _expanded,
+    "Pad": _padded,
     "Reshape": _reshaped,
 }
-"""Operators whose output's shape is an input's value, of which parts may be known."""
+"""Operators through which ONNX's inference loses what is known of dynamic dimensions."""

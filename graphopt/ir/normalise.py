@@ -28,7 +28,7 @@ from graphopt.ir.values import Known, as_integers
 if TYPE_CHECKING:
     from graphopt.ir.graph import Graph
 
-__all__ = ["integer_values", "is_uniform", "normalise", "uniform_node"]
+__all__ = ["fold_integers", "integer_values", "is_uniform", "normalise", "uniform_node"]
 
 _UNIFORM_BYTES = 4096
 """Uniform constants from this size on are written as ConstantOfShape."""
@@ -37,7 +37,7 @@ _UNIFORM_BYTES = 4096
 def normalise(graph: Graph) -> None:
     """Bring a freshly loaded graph into the form all passes expect."""
     _name_constants(graph)
-    while _fold_integers(graph) and (graph.functions or len(list(graph.scopes())) > 1):
+    while fold_integers(graph) and (graph.functions or len(list(graph.scopes())) > 1):
         graph.reshape_notice()  # inference sees through bodies only with the whole model
     graph.prune()
 
@@ -56,7 +56,7 @@ def _name_constants(graph: Graph) -> None:
     graph.apply(Edit(remove=tuple(nodes), constants=constants))
 
 
-def _fold_integers(graph: Graph) -> bool:
+def fold_integers(graph: Graph) -> bool:
     """Turn integer tensors of known value into constants; say whether there were any."""
     constants, nodes = {}, []
     for name, known in integer_values(graph).items():
@@ -66,7 +66,8 @@ def _fold_integers(graph: Graph) -> bool:
         if not graph.is_output(name):
             constants[name] = numbers.astype(dtype)
             nodes.append(node)
-    graph.apply(Edit(remove=tuple(nodes), constants=constants))
+    if nodes:
+        graph.apply(Edit(remove=tuple(nodes), constants=constants))
     return bool(nodes)
 
 

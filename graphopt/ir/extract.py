@@ -1,0 +1,45 @@
+"""Cut out the part of a graph that depends on constants alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+from onnx import helper
+
+from graphopt.ir.convert import Exporter
+from graphopt.ir.graph import Graph
+from graphopt.ir.reading import INLINE_BYTES, Array
+from graphopt.ir.writing import skeleton_tensor
+
+__all__ = ["constant_part"]
+
+
+def constant_part(graph: Graph, outputs: Sequence[str]) -> Graph:
+    """A graph of its own, without inputs, that computes `outputs`; large constants are shared."""
+    exporter, waiting = Exporter(graph.domains, {}, {}), list(outputs)
+    nodes: dict[int, onnx.NodeProto] = {}
+    arrays: dict[str, Array] = {}
+    while waiting:
+        name = waiting.pop()
+        maker, value = graph.producer(name), graph.constant(name)
+        if value is not None:
+            arrays[name] = value
+        elif maker is not None and id(maker) not in nodes:
+            nodes[id(maker)] = exporter.node(maker)
+            waiting.extend(tensor.name for tensor in maker.inputs if tensor.name)
+    tensors = [skeleton_tensor(name, array, INLINE_BYTES) for name, array in arrays.items()]
+    part = helper.make_graph(
+        list(nodes.values()),
+        "constants",
+        [],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
+        tensors,
+    )
+    imports = [helper.make_opsetid(domain, version) for domain, version in graph.domains.items()]
+    model = helper.make_model(
+        part,
+        opset_imports=imports,
+        ir_version=helper.find_min_ir_version_for(imports, ignore_unknown=True),
+    )
+    return Graph(model, arrays)
