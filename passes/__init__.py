@@ -19,8 +19,11 @@ CATALOG: Mapping[str, str] = {
     "fuse-pad": "passes.fuse_pad:FusePad",
     "fuse-relus": "passes.fuse_relus:FuseRelus",
     "merge-affine": "passes.merge_affine:MergeAffine",
+    "merge-duplicates": "passes.merge_duplicates:MergeDuplicates",
     "merge-layers": "passes.merge_layers:MergeLayers",
     "remove-channels": "passes.remove_channels:RemoveChannels",
+    "remove-dead-code": "passes.remove_dead_code:RemoveDeadCode",
+    "remove-identities": "passes.remove_identities:RemoveIdentities",
     "sink-transposes": "passes.sink_transposes:SinkTransposes",
 }
 """Pass name -> "module:Class"; listing passes imports none of them."""
