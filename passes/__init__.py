@@ -18,6 +18,8 @@ CATALOG: Mapping[str, str] = {
     "fuse-hard-activations": "passes.fuse_hard_activations:FuseHardActivations",
     "fuse-pad": "passes.fuse_pad:FusePad",
     "fuse-relus": "passes.fuse_relus:FuseRelus",
+    "inline-branches": "passes.inline_branches:InlineBranches",
+    "inline-functions": "passes.inline_functions:InlineFunctions",
     "merge-affine": "passes.merge_affine:MergeAffine",
     "merge-duplicates": "passes.merge_duplicates:MergeDuplicates",
     "merge-layers": "passes.merge_layers:MergeLayers",
