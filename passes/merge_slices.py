@@ -1,0 +1,179 @@
+"""Merge slices of slices, slices that divide an axis, and Split with Concat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.ir import Edit, Graph, NewNode
+from graphopt.matching import integers, is_op, source
+from graphopt.passbase import Context, Pass, Promise
+from graphopt.rewrite import rewrite
+
+__all__ = ["MergeSlices"]
+
+_SLICE_BY_INPUTS = 10
+_SPLIT_BY_INPUT = 13
+"""Since these operator sets the bounds of Slice and the sizes of Split are inputs."""
+
+
+@dataclass(frozen=True)
+class MergeSlices(Pass):
+    """Merge Slice after Slice, Slices that divide an axis, and Split with Concat.
+
+    Slices on different axes become one, and so do two on one axis that take every element of a
+    window counted from the start. Slices of one tensor that together are the whole of one axis,
+    each element once, become one Split. Concat of all parts of a Split, in order and on its axis,
+    is the tensor that was split; Split of a Concat at its seams gives back the parts.
+    """
+
+    name: ClassVar[str] = "merge-slices"
+    promise: ClassVar[Promise] = Promise.EXACT
+
+    def run(self, graph: Graph, context: Context) -> None:
+        rules = {"Concat": (concat_of_split,), "Slice": (slices, division)}
+        context.record(rewrite(graph, {**rules, "Split": (split_of_concat,)}))
+
+
+class _Window(NamedTuple):
+    """What a Slice takes of an axis, as it is written; a size of None is not known."""
+
+    start: int
+    end: int
+    step: int
+    size: int | None
+
+    def counted(self) -> tuple[int, int] | None:
+        """Start and end from the front, if every element between them is taken."""
+        if self.step != 1:
+            return None
+        if self.size is None:
+            return (self.start, self.end) if min(self.start, self.end) >= 0 else None
+        start, end, _ = slice(self.start, self.end).indices(self.size)
+        return start, max(start, end)
+
+
+def _windows(graph: Graph, node: gs.Node) -> dict[int, _Window] | None:
+    """What a Slice takes, by axis; None if that is computed or an axis cannot be named."""
+    starts, ends = integers(graph, node, 1, "starts"), integers(graph, node, 2, "ends")
+    if starts is None or ends is None:
+        return None
+    given = len(node.inputs) > 3 or "axes" in node.attrs
+    axes = integers(graph, node, 3, "axes") if given else tuple(range(len(starts)))
+    steps = integers(graph, node, 4, "steps") if len(node.inputs) > 4 else (1,) * len(starts)
+    shape = graph.shape(node.inputs[0].name)
+    if axes is None or steps is None or (shape is None and min(axes) < 0):
+        return None
+    named = [axis if shape is None else axis % len(shape) for axis in axes]
+    sizes = [None if shape is None else shape[axis] for axis in named]
+    numbers = [size if isinstance(size, int) else None for size in sizes]
+    found = zip(starts, ends, steps, numbers, strict=True)
+    return {axis: _Window(*window) for axis, window in zip(named, found, strict=True)}
+
+
+def _slice(graph: Graph, data: str, output: str, windows: Mapping[int, _Window]) -> NewNode:
+    order = sorted(windows)
+    starts, ends, steps = zip(*(windows[axis][:3] for axis in order), strict=True)
+    if graph.opset < _SLICE_BY_INPUTS:
+        return NewNode(
+            "Slice", (data,), (output,), {"starts": list(starts), "ends": list(ends), "axes": order}
+        )
+    bounds = (np.array(numbers, np.int64) for numbers in (starts, ends, order, steps))
+    return NewNode("Slice", (data, *bounds), (output,))
+
+
+def slices(graph: Graph, node: gs.Node) -> Edit | None:
+    """Slice(Slice(x)) to Slice(x)."""
+    maker = source(graph, node, 0, "Slice")
+    if maker is None:
+        return None
+    first, second = _windows(graph, maker), _windows(graph, node)
+    if first is None or second is None:
+        return None
+    merged = {**first, **second}
+    for axis in first.keys() & second.keys():
+        inner, outer = first[axis].counted(), second[axis].counted()
+        if inner is None or outer is None:
+            return None
+        start, end = inner[0] + outer[0], min(inner[1], inner[0] + outer[1])
+        merged[axis] = _Window(start, end, 1, first[axis].size)
+    data, output = maker.inputs[0].name, node.outputs[0].name
+    return Edit(remove=(node,), add=(_slice(graph, data, output, merged),))
+
+
+def division(graph: Graph, node: gs.Node) -> Edit | None:
+    """Slices of one tensor that divide one of its axes, to Split."""
+    data = node.inputs[0].name
+    parts: dict[tuple[int, int], gs.Node] = {}
+    mine = _windows(graph, node)
+    if mine is None or len(mine) != 1:
+        return None
+    [(axis, window)] = mine.items()
+    for reader in graph.consumers(data):
+        if not is_op(reader, "Slice") or graph.scope_of(reader) is not graph.scope_of(node):
+            continue
+        windows = _windows(graph, reader)
+        bounds = windows[axis].counted() if windows and windows.keys() == {axis} else None
+        if bounds is not None:
+            parts[bounds] = reader
+    order = sorted(parts)
+    edges = [0, *(end for _, end in order)]
+    if len(order) < 2 or edges[-1] != window.size or edges[:-1] != [start for start, _ in order]:
+        return None
+    sizes = [end - start for start, end in order]
+    outputs = tuple(parts[bounds].outputs[0].name for bounds in order)
+    if min(sizes) < 1:
+        return None
+    return Edit(
+        remove=tuple(parts[bounds] for bounds in order),
+        add=(_split(graph, data, outputs, axis, sizes),),
+    )
+
+
+def _split(
+    graph: Graph, data: str, outputs: tuple[str, ...], axis: int, sizes: list[int]
+) -> NewNode:
+    if graph.opset < _SPLIT_BY_INPUT:
+        return NewNode("Split", (data,), outputs, {"axis": axis, "split": sizes})
+    return NewNode("Split", (data, np.array(sizes, np.int64)), outputs, {"axis": axis})
+
+
+def concat_of_split(graph: Graph, node: gs.Node) -> Edit | None:
+    """Concat(Split(x)) to x."""
+    maker = source(graph, node, 0, "Split")
+    axis = _axis(graph, node)
+    if maker is None or axis is None or _axis(graph, maker) != axis:
+        return None
+    parts, data = [tensor.name for tensor in maker.outputs], maker.inputs[0].name
+    output = node.outputs[0].name
+    if [t.name for t in node.inputs] != parts or not graph.can_replace(output, data):
+        return None
+    return Edit(remove=(node,), replace={output: data})
+
+
+def split_of_concat(graph: Graph, node: gs.Node) -> Edit | None:
+    """Split(Concat(a, b)) to a and b."""
+    maker = source(graph, node, 0, "Concat")
+    axis = _axis(graph, node)
+    if maker is None or axis is None or _axis(graph, maker) != axis:
+        return None
+    if len(maker.inputs) != len(node.outputs) or any(graph.is_output(t.name) for t in node.outputs):
+        return None
+    pairs = [(new.name, old.name) for new, old in zip(node.outputs, maker.inputs, strict=True)]
+    for new, old in pairs:
+        before, after = graph.shape(old), graph.shape(new)
+        if before is None or after is None or before[axis] != after[axis]:
+            return None
+        if not isinstance(before[axis], int):
+            return None
+    return Edit(remove=(node,), replace=dict(pairs))
+
+
+def _axis(graph: Graph, node: gs.Node) -> int | None:
+    """The axis of a Concat or Split, counted from the front."""
+    shape = graph.shape(node.inputs[0].name)
+    return None if shape is None else int(node.attrs.get("axis", 0)) % len(shape)
