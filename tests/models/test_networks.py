@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -38,6 +40,14 @@ PUBLISHED = {
 
 # the same code as resnet-20, repeated more often
 DEEPER = {"resnet-32", "resnet-56", "resnet-110"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def build(name: str) -> nn.Module:

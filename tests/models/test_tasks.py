@@ -27,8 +27,8 @@ def held_out() -> Examples:
     return TASKS["digits"].examples("test")
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -88,7 +88,6 @@ def test_official_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_allclose(cifar.images, expected, atol=1e-6)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_fit_learns_and_repeats(held_out: Examples) -> None:
     digits = TASKS["digits"]
     schedule = replace(digits.schedule, epochs=3, shift=1)
