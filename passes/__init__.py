@@ -16,6 +16,7 @@ CATALOG: Mapping[str, str] = {
     "fold-shuffle": "passes.fold_shuffle:FoldShuffle",
     "fuse-gemm": "passes.fuse_gemm:FuseGemm",
     "fuse-hard-activations": "passes.fuse_hard_activations:FuseHardActivations",
+    "fuse-norms": "passes.fuse_norms:FuseNorms",
     "fuse-pad": "passes.fuse_pad:FusePad",
     "fuse-relus": "passes.fuse_relus:FuseRelus",
     "inline-branches": "passes.inline_branches:InlineBranches",
