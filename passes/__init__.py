@@ -8,12 +8,14 @@ __all__ = ["CATALOG"]
 
 CATALOG: Mapping[str, str] = {
     "convolve-affine": "passes.convolve_affine:ConvolveAffine",
+    "factor-gates": "passes.factor_gates:FactorGates",
     "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "passes.fold_constants:FoldConstants",
     "fold-selection": "passes.fold_selection:FoldSelection",
     "fold-shapes": "passes.fold_shapes:FoldShapes",
     "fold-shuffle": "passes.fold_shuffle:FoldShuffle",
+    "fuse-activations": "passes.fuse_activations:FuseActivations",
     "fuse-gemm": "passes.fuse_gemm:FuseGemm",
     "fuse-hard-activations": "passes.fuse_hard_activations:FuseHardActivations",
     "fuse-norms": "passes.fuse_norms:FuseNorms",
