@@ -12,7 +12,6 @@ CATALOG: Mapping[str, str] = {
     "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "passes.fold_constants:FoldConstants",
-    "fold-selection": "passes.fold_selection:FoldSelection",
     "fold-shapes": "passes.fold_shapes:FoldShapes",
     "fold-shuffle": "passes.fold_shuffle:FoldShuffle",
     "fuse-activations": "passes.fuse_activations:FuseActivations",
