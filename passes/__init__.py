@@ -7,19 +7,25 @@ from collections.abc import Mapping
 __all__ = ["CATALOG"]
 
 CATALOG: Mapping[str, str] = {
+    "align-channels": "passes.align_channels:AlignChannels",
     "convolve-affine": "passes.convolve_affine:ConvolveAffine",
     "factor-gates": "passes.factor_gates:FactorGates",
     "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "passes.fold_constants:FoldConstants",
     "fold-shapes": "passes.fold_shapes:FoldShapes",
+    "fold-shortcut": "passes.fold_shortcut:FoldShortcut",
     "fold-shuffle": "passes.fold_shuffle:FoldShuffle",
+    "fold-space-to-depth": "passes.fold_space_to_depth:FoldSpaceToDepth",
+    "fold-zeros": "passes.fold_zeros:FoldZeros",
     "fuse-activations": "passes.fuse_activations:FuseActivations",
+    "fuse-gelu": "passes.fuse_gelu:FuseGelu",
     "fuse-gemm": "passes.fuse_gemm:FuseGemm",
     "fuse-hard-activations": "passes.fuse_hard_activations:FuseHardActivations",
     "fuse-norms": "passes.fuse_norms:FuseNorms",
     "fuse-pad": "passes.fuse_pad:FusePad",
     "fuse-relus": "passes.fuse_relus:FuseRelus",
+    "hoist-scales": "passes.hoist_scales:HoistScales",
     "inline-branches": "passes.inline_branches:InlineBranches",
     "inline-functions": "passes.inline_functions:InlineFunctions",
     "merge-affine": "passes.merge_affine:MergeAffine",
@@ -31,6 +37,7 @@ CATALOG: Mapping[str, str] = {
     "remove-channels": "passes.remove_channels:RemoveChannels",
     "remove-dead-code": "passes.remove_dead_code:RemoveDeadCode",
     "remove-identities": "passes.remove_identities:RemoveIdentities",
+    "simplify-axes": "passes.simplify_axes:SimplifyAxes",
     "sink-transposes": "passes.sink_transposes:SinkTransposes",
 }
 """Pass name -> "module:Class"; listing passes imports none of them."""
