@@ -47,19 +47,18 @@ def check(name: str, model: onnx.ModelProto, inputs: Sequence[object], recipe: s
     data = model.SerializeToString()
     try:
         with Session.open(data, optimize="none") as session:
-            feeds = {
-                port.name: value for port, value in zip(session.inputs, inputs, strict=False)
-            }
+            pairs = zip(session.inputs, inputs, strict=False)
+            feeds = {port.name: _as_array(value) for port, value in pairs}
             names = [port.name for port in session.outputs]
-            before = session.run(feeds)  # type: ignore[arg-type]
-            again = session.run(feeds)  # type: ignore[arg-type]
+            before = session.run(feeds)
+            again = session.run(feeds)
     except RuntimeUnavailable as error:
         return Finding(name, "not runnable", str(error))
     try:
         graph = Graph.load(data)
         result = PassManager(recipe).run(graph, measure=False)
         with Session.open(result.graph.to_bytes(), optimize="none") as session:
-            after = session.run(feeds)  # type: ignore[arg-type]
+            after = session.run(feeds)
     except GraphoptError as error:
         return Finding(name, "refused", str(error))
     if not compare(before, again, names).identical:
@@ -69,6 +68,16 @@ def check(name: str, model: onnx.ModelProto, inputs: Sequence[object], recipe: s
         return Finding(name, "equal")
     worst = found.worst
     return Finding(name, "close" if found.within(_TOLERANCE) else "different", str(worst))
+
+
+def _as_array(value: object) -> np.ndarray:
+    """Sequences as sessions take them: 1-D object arrays of their elements."""
+    if not isinstance(value, list):
+        return np.asarray(value)
+    array = np.empty(len(value), dtype=object)
+    for place, element in enumerate(value):
+        array[place] = np.asarray(element)
+    return array
 
 
 def _check_index(index: int, recipe: str) -> Finding:
@@ -98,7 +107,9 @@ def run_all(recipe: str, jobs: int, every: int = 1) -> list[Finding]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--recipe", default="lossless")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path)
