@@ -49,8 +49,9 @@ def _permuting(graph: Graph, last: gs.Node) -> tuple[gs.Node, gs.Node, gs.Node] 
     first = graph.producer(turn.inputs[0].name)
     if first is None or not _alone(graph, first, "Reshape"):
         return None
-    shapes = graph.shape(first.inputs[0].name), graph.shape(last.outputs[0].name)
-    if shapes[0] is not None and shapes[1] is not None and len(shapes[0]) != len(shapes[1]):
+    names = first.inputs[0].name, first.outputs[0].name, last.outputs[0].name
+    whole, parts, back = (None if (s := graph.shape(name)) is None else len(s) for name in names)
+    if whole and ((back and back != whole) or (parts and parts <= whole)):
         return None
     return first, turn, last
 

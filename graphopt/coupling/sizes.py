@@ -8,14 +8,16 @@ is recognised by being divisible by its prime.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
-from graphopt.cost import Role, bind, open_dims
-from graphopt.ir import Array, Graph, Known, integer_values
-from graphopt.ir.normalise import normalise
+from graphopt.cost import Role, bind, dim_key, open_dims
+from graphopt.ir import Array, Dims, Graph, Known, integer_values
+from graphopt.ir.shapes import infer_model
 
 __all__ = ["Sizes"]
 
@@ -29,6 +31,7 @@ class Sizes:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._view = graph
+        self._shapes: Mapping[str, Dims] | None = None
         self._open: tuple[int, ...] = ()
         self._integers: dict[str, Known] | None = None
         self.doubtful = False
@@ -44,8 +47,35 @@ class Sizes:
         primes = [p for p in _PRIMES if not any(size % p == 0 for size in used if size)]
         chosen = dict(zip((dim.key for dim in dims), primes, strict=False))
         self._open = tuple(chosen.values())
-        self._view = bind(self._graph, chosen)
-        normalise(self._view)
+        self._shapes = self._infer(chosen)
+        if self._shapes is None:
+            self._view = bind(self._graph, chosen)
+
+    def _infer(self, chosen: Mapping[str, int]) -> Mapping[str, Dims] | None:
+        """What ONNX alone finds with the open sizes filled in; None if that leaves any open."""
+        if not all(self._harmless(node) for node in self._graph.nodes if node.op == "Shape"):
+            return None
+        model = onnx.ModelProto.FromString(self._graph.skeleton(inline_bytes=1024)[0])
+        for value in model.graph.input:
+            for axis, size in enumerate(self._graph.shape(value.name) or ()):
+                bound = (
+                    None if isinstance(size, int) else chosen.get(dim_key(value.name, axis, size))
+                )
+                if bound is not None:
+                    value.type.tensor_type.shape.dim[axis].dim_value = bound
+        shapes = {name: info.shape for name, info in infer_model(model).items()}
+        made = [tensor.name for node in self._graph.nodes for tensor in node.outputs if tensor.name]
+        found = {name: shape for name, shape in shapes.items() if shape is not None}
+        whole = all(isinstance(size, int) for shape in found.values() for size in shape)
+        return found if whole and found.keys() >= set(made) else None
+
+    def _harmless(self, node: gs.Node) -> bool:
+        """Whether a Shape gives open sizes only, or its readers pick single elements."""
+        shape = self._graph.shape(node.inputs[0].name) or ()
+        picked = shape[int(node.attrs.get("start", 0)) : node.attrs.get("end", len(shape))]
+        readers = self._graph.consumers(node.outputs[0].name)
+        open_only = bool(picked) and not any(isinstance(size, int) for size in picked)
+        return open_only or all(reader.op == "Gather" for reader in readers)
 
     @property
     def opset(self) -> int:
@@ -57,7 +87,10 @@ class Sizes:
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """The sizes of a tensor; None for an open one."""
-        shape = self._view.shape(name) if name in self._view else None
+        if self._shapes is not None and name in self._shapes:
+            shape: Dims | None = self._shapes[name]
+        else:
+            shape = self._view.shape(name) if name in self._view else None
         if shape is None and self._view is not self._graph:
             shape = self._graph.shape(name)
         if shape is None:

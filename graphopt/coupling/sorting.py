@@ -37,25 +37,29 @@ class Registry:
                 if constant:
                     self._order[name, place] = len(self._order)
                     self.owners[number].append((name, place))
-        self.labels = [solution.component[axis] for axis in self.axes]
-        sizes = [len(labels) for labels in self.labels]
-        flat = np.concatenate([*self.labels, np.empty(0, np.int64)])
-        axis_of = np.repeat(np.arange(len(sizes)), sizes)
-        place_of = np.concatenate([*(np.arange(size) for size in sizes), np.empty(0, np.int64)])
-        order = np.argsort(flat, kind="stable")
-        self._axis, self._place = axis_of[order], place_of[order]
         count = len(solution.pinned)
-        self._start = np.searchsorted(flat[order], np.arange(count + 1))
-        self.signature = self._sign(flat[order], count)
+        self.signature = self._sign(count)
+        held = [number for number, owners in enumerate(self.owners) if owners]
+        self._index(held, count)
         self._blurred = self._mark_blurs(count)
 
-    def _sign(self, component: Atoms, count: int) -> npt.NDArray[np.uint64]:
+    def _index(self, held: Sequence[int], count: int) -> None:
+        """Sort the places of constants' axes by component."""
+        sizes = [len(self.axes[number]) for number in held]
+        none = np.empty(0, np.int64)
+        atoms = np.concatenate([*(self.axes[number] for number in held), none])
+        component = self.solution.component[atoms]
+        order = np.argsort(component, kind="stable")
+        self._axis = np.repeat(np.array(held, np.int64), sizes)[order]
+        self._place = np.concatenate([*(np.arange(size) for size in sizes), none])[order]
+        self._start = np.searchsorted(component[order], np.arange(count + 1))
+
+    def _sign(self, count: int) -> npt.NDArray[np.uint64]:
         """A number per component that is equal where the sets of axes are."""
         random = np.random.default_rng(0).integers(1, 2**63, len(self.axes), dtype=np.uint64)
-        first = np.ones(len(component), np.bool_)
-        first[1:] = (component[1:] != component[:-1]) | (self._axis[1:] != self._axis[:-1])
         signature = np.zeros(count, np.uint64)
-        np.add.at(signature, component[first], random[self._axis[first]])
+        for axis, number in zip(self.axes, random, strict=True):
+            signature[np.unique(self.solution.component[axis])] += number
         return signature
 
     def _mark_blurs(self, count: int) -> Atoms:
@@ -66,11 +70,7 @@ class Registry:
 
     def held(self) -> npt.NDArray[np.bool_]:
         """Which components some constant is part of."""
-        constant = np.array([bool(owners) for owners in self.owners], np.bool_)
-        flags = np.zeros(len(self.solution.pinned), np.bool_)
-        component = np.repeat(np.arange(len(flags)), np.diff(self._start))
-        flags[component[constant[self._axis]]] = True
-        return flags
+        return np.diff(self._start) > 0
 
     def numbering(self, components: Atoms) -> Atoms:
         """For each atom its place among some components, -1 for those of others."""
@@ -80,10 +80,12 @@ class Registry:
 
     def members(self, components: Atoms) -> list[tuple[str, int, Atoms, Atoms]]:
         """Constants' axes that components pass through: tensor, axis, places, channels."""
-        spans = [slice(self._start[c], self._start[c + 1]) for c in components.tolist()]
-        axis = np.concatenate([self._axis[span] for span in spans])
-        place = np.concatenate([self._place[span] for span in spans])
-        channel = np.repeat(np.arange(len(components)), [s.stop - s.start for s in spans])
+        starts = self._start[components]
+        lengths = self._start[components + 1] - starts
+        channel = np.repeat(np.arange(len(components)), lengths)
+        skipped = np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+        entries = skipped + np.arange(len(channel))
+        axis, place = self._axis[entries], self._place[entries]
         found: list[tuple[str, int, Atoms, Atoms]] = []
         for number in np.unique(axis).tolist():
             if not self.owners[number]:

@@ -213,6 +213,65 @@ ROWS = {
         }""",
         [8],
     ),
+    "depth to space": (
+        """(float[N,3,4,4] x) => (float[N,2,8,8] y) <float[24,3,1,1] w, float[2,6,1,1] v> {
+            a = Conv(x, w)
+            d = DepthToSpace<blocksize=2, mode="DCR">(a)
+            y = Conv(d, v)
+        }""",
+        [6],
+    ),
+    "depth to space by columns": (
+        """(float[N,3,4,4] x) => (float[N,2,8,8] y) <float[24,3,1,1] w, float[2,6,1,1] v> {
+            a = Conv(x, w)
+            d = DepthToSpace<blocksize=2, mode="CRD">(a)
+            y = Conv(d, v)
+        }""",
+        [6],
+    ),
+    "space to depth": (
+        """(float[N,3,4,4] x) => (float[N,2,2,2] y) <float[6,3,1,1] w, float[2,24,1,1] v> {
+            a = Conv(x, w)
+            d = SpaceToDepth<blocksize=2>(a)
+            y = Conv(d, v)
+        }""",
+        [6],
+    ),
+    "a slope per channel": (
+        """(float[N,3,4,4] x) => (float[N,2,4,4] y)
+        <float[6,3,1,1] w, float[6,1,1] s, float[2,6,1,1] v> {
+            a = Conv(x, w)
+            p = PRelu(a, s)
+            y = Conv(p, v)
+        }""",
+        [6],
+    ),
+    "transposed convolution in groups": (
+        """(float[N,3,4,4] x) => (float[N,2,5,5] y)
+        <float[6,3,1,1] w, float[6,4,2,2] t, float[8] b, float[2,8,1,1] v> {
+            a = Conv(x, w)
+            d = ConvTranspose<group=2>(a, t, b)
+            y = Conv(d, v)
+        }""",
+        [3, 4],
+    ),
+    "resize to sizes": (
+        """(float[1,3,4,4] x) => (float[1,2,8,8] y) <float[6,3,1,1] w, float[2,6,1,1] v> {
+            a = Conv(x, w)
+            s = Constant<value_ints=[1, 6, 8, 8]>()
+            d = Resize(a, , , s)
+            y = Conv(d, v)
+        }""",
+        [6],
+    ),
+    "reading neighbours": (
+        """(float[N,3,4,4] x) => (float[N,2,4,4] y) <float[6,3,1,1] w, float[2,6,1,1] v> {
+            a = Conv(x, w)
+            d = LRN<size=3>(a)
+            y = Conv(d, v)
+        }""",
+        [6],
+    ),
     "expand and where": (
         """(float[N,4] x) => (float[N,3] y)
         <float[4,6] w, float[1,6] e, float[6,3] v> {
