@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,35 +10,57 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode, as_integers
 from graphopt.passbase import Context, Pass, Promise
-from graphopt.rewrite import rewrite
+from graphopt.ranks import needed_rank, possible_ranks
+from graphopt.rewrite import RewriteLog, rewrite
 
 __all__ = ["InlineBranches"]
 
 
 @dataclass(frozen=True)
 class InlineBranches(Pass):
-    """Replace If whose condition is constant, or follows from shapes, by the branch it takes.
+    """Replace If by the branch it takes, where that is known before the model runs.
 
-    The branch's nodes keep their names and move to where the If stood, with the bodies that they
-    carry; nested Ifs follow. The other branch goes with its weights. Loop and Scan stay.
+    Its condition is constant or follows from shapes; or one branch yields a tensor of a rank with
+    which its readers could not run (LSTM reads three axes, no more), so that the model runs only
+    where it takes the other. The branch's nodes keep their names and move to where the If stood,
+    with the bodies that they carry; the other branch goes with its weights. Loop and Scan stay.
     """
 
     name: ClassVar[str] = "inline-branches"
     promise: ClassVar[Promise] = Promise.EXACT
 
     def run(self, graph: Graph, context: Context) -> None:
-        context.record(rewrite(graph, {"If": (take_branch,)}))
-        if context.notes["applied"]:
+        applied: Counter[str] = Counter()
+        while (log := rewrite(graph, {"If": (known_condition, impossible_branch)})).applied:
+            applied.update(log.applied)
             graph.prune()
             graph.reshape_notice()  # inference now sees what was hidden in a body
+        context.record(RewriteLog(applied, log.refusals))
 
 
-def take_branch(graph: Graph, node: gs.Node) -> Edit | None:
-    """The nodes of the branch in the place of the If."""
+def known_condition(graph: Graph, node: gs.Node) -> Edit | None:
+    """An If whose condition is known, to the branch."""
     condition = as_integers(graph.known(node.inputs[0].name))
     if condition is None or condition.size != 1:
         return None
-    branch: gs.Graph = node.attrs["then_branch" if condition.any() else "else_branch"]
+    return _take(graph, node, "then_branch" if condition.any() else "else_branch")
+
+
+def impossible_branch(graph: Graph, node: gs.Node) -> Edit | None:
+    """An If one of whose branches cannot be followed by what comes after, to the other."""
+    possible = {"then_branch", "else_branch"}
+    for place, output in enumerate(node.outputs):
+        rank = needed_rank(graph, output.name) if output.name else None
+        for branch in sorted(possible) if rank is not None else ():
+            ranks = possible_ranks(graph, node.attrs[branch].outputs[place].name)
+            if ranks is not None and rank not in ranks:
+                possible.discard(branch)
+    return _take(graph, node, possible.pop()) if len(possible) == 1 else None
+
+
+def _take(graph: Graph, node: gs.Node, branch_name: str) -> Edit:
+    """The nodes of a branch in the place of the If."""
+    branch: gs.Graph = node.attrs[branch_name]
     moved = [_moved(inner) for inner in branch.nodes if graph.holds(inner)]
     replace: dict[str, str] = {}
     for taken, output in zip(branch.outputs, node.outputs, strict=True):

@@ -86,3 +86,74 @@ def test_a_branch_that_returns_what_is_outside(result: str) -> None:
 def test_a_condition_that_is_an_input_stays() -> None:
     head = "g (float[2] x, bool c) => (float[2] y) <float[2] w>"
     assert_unchanged(f"{head} {{ a = Exp(x) y = If(c) <{THEN}, {ELSE}> }}", InlineBranches())
+
+
+SQUEEZED = """g (float[N,2,T] x) => (float[N,3] y)
+    <float[2,3] w, int64[1] one = {1}, int64[1] last = {-1}, int64 two = {2}>
+    { s = Shape(x) d = Gather(s, last) c = Equal(d, one)
+      r = If(c) <then_branch = t () => (float[N,2] p) { p = Squeeze(x, last) },
+                 else_branch = e () => (float[N,2,T] q) { q = Abs(x) }>"""
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_branch_with_which_the_model_can_run(swapped: bool) -> None:
+    text = SQUEEZED
+    if swapped:
+        text = text.replace("c = Equal", "o = Equal").replace("r = If", "c = Not(o) r = If")
+        text = text.replace("then_", "new_").replace("else_", "then_").replace("new_", "else_")
+    model = parse(f"{text} y = Gemm(r, w) }}")
+    graph = apply_pass(model, InlineBranches())
+    assert operators(graph) == ["Squeeze", "Gemm"]
+    assert_valid(graph)
+    feeds = {"x": np.ones((4, 2, 1), np.float32)}
+    assert_same_outputs(model, graph, feeds=feeds)
+
+
+def test_a_later_branch_follows_before_the_earlier_is_judged() -> None:
+    """The second If repairs what the first may do, so both of its branches can run."""
+    repair = """k = Shape(r) n = Size(k) h = Equal(n, two)
+        z = If(h) <then_branch = t2 () => (float[N,2] p2) { p2 = Neg(r) },
+                   else_branch = e2 () => (float[N,2] q2) {
+                       q2 = ReduceMean<axes=[2], keepdims=0>(r) }>
+        y = Gemm(z, w) }"""
+    graph = apply_pass(parse(f"{SQUEEZED} {repair}"), InlineBranches())
+    assert operators(graph).count("If") == 2
+
+
+@pytest.mark.parametrize("end", ["y = MatMul(r, w)", "u = Unsqueeze(r, last) y = Gemm(u, w)"])
+def test_where_both_branches_run_or_neither_does_the_choice_stays(end: str) -> None:
+    graph = apply_pass(parse(f"{SQUEEZED} {end} }}"), InlineBranches())
+    assert operators(graph).count("If") == 1
+
+
+SQUEEZED = """then_branch = t () => (float[2,4] p) { p = Squeeze(a, i2) },
+else_branch = e () => (float[2,4,M] q) { q = Identity(a) }"""
+
+
+@pytest.mark.parametrize(
+    ("reader", "rank"),
+    [
+        ("u = Unsqueeze(b, i0) y, h, s = LSTM<hidden_size=1>(u, w, r)", 4),
+        ("u = Relu(b) y = Gemm(u, k)", 2),
+    ],
+)
+def test_a_branch_that_what_follows_cannot_read(reader: str, rank: int) -> None:
+    """The sizes that the test asks for stay unknown, but only one branch leads on."""
+    head = f"""g (float[2,4,M] x) => (float[{",".join("abcd"[:rank])}] y)
+    <int64[1] i0 = {{0}}, int64[1] i1 = {{1}}, int64[1] i2 = {{2}}, int64 last = {{2}},
+     float[1,4,4] w, float[1,4,1] r, float[4,3] k>"""
+    test = "s0 = Shape(a) n = Gather(s0, i2) c = Equal(n, i1)"
+    before = f"{head} {{ a = Exp(x) {test} b = If(c) <{SQUEEZED}> {reader} }}"
+    feeds = {"x": np.ones((2, 4, 1), np.float32)}
+    graph = apply_pass(parse(before), InlineBranches())
+    assert "If" not in operators(graph)
+    assert "Shape" not in operators(graph)
+    assert_valid(graph)
+    assert_same_outputs(parse(before), graph, feeds=feeds)
+
+
+def test_a_branch_that_any_reader_accepts_stays() -> None:
+    head = "g (float[2,4,M] x) => (float[a,b] y) <int64[1] i1 = {1}, int64[1] i2 = {2}>"
+    test = "s0 = Shape(a) n = Gather(s0, i2) c = Equal(n, i1)"
+    text = f"{head} {{ a = Exp(x) {test} b = If(c) <{SQUEEZED}> y = Relu(b) }}"
+    assert_unchanged(text, InlineBranches())
