@@ -126,7 +126,7 @@ def test_where_both_branches_run_or_neither_does_the_choice_stays(end: str) -> N
     assert operators(graph).count("If") == 1
 
 
-SQUEEZED = """then_branch = t () => (float[2,4] p) { p = Squeeze(a, i2) },
+EITHER = """then_branch = t () => (float[2,4] p) { p = Squeeze(a, i2) },
 else_branch = e () => (float[2,4,M] q) { q = Identity(a) }"""
 
 
@@ -143,7 +143,7 @@ def test_a_branch_that_what_follows_cannot_read(reader: str, rank: int) -> None:
     <int64[1] i0 = {{0}}, int64[1] i1 = {{1}}, int64[1] i2 = {{2}}, int64 last = {{2}},
      float[1,4,4] w, float[1,4,1] r, float[4,3] k>"""
     test = "s0 = Shape(a) n = Gather(s0, i2) c = Equal(n, i1)"
-    before = f"{head} {{ a = Exp(x) {test} b = If(c) <{SQUEEZED}> {reader} }}"
+    before = f"{head} {{ a = Exp(x) {test} b = If(c) <{EITHER}> {reader} }}"
     feeds = {"x": np.ones((2, 4, 1), np.float32)}
     graph = apply_pass(parse(before), InlineBranches())
     assert "If" not in operators(graph)
@@ -155,5 +155,5 @@ def test_a_branch_that_what_follows_cannot_read(reader: str, rank: int) -> None:
 def test_a_branch_that_any_reader_accepts_stays() -> None:
     head = "g (float[2,4,M] x) => (float[a,b] y) <int64[1] i1 = {1}, int64[1] i2 = {2}>"
     test = "s0 = Shape(a) n = Gather(s0, i2) c = Equal(n, i1)"
-    text = f"{head} {{ a = Exp(x) {test} b = If(c) <{SQUEEZED}> y = Relu(b) }}"
+    text = f"{head} {{ a = Exp(x) {test} b = If(c) <{EITHER}> y = Relu(b) }}"
     assert_unchanged(text, InlineBranches())
