@@ -14,7 +14,7 @@ HEAD = "main (float[N,2,T] x, float[T,2] z) => (float[a,b] y) <float[2,3] w, flo
     ("body", "reason"),
     [
         ("y = Gemm (x, w)", "rank 2"),
-        ("y = MatMul (w, x)", None),
+        ("y = MatMul (z, x)", None),
         ("y = Add (w, v)", "Incompatible dimensions"),
         ("y = Gemm (z, w)", None),
         ("y = custom.Anything (x, w)", None),
