@@ -13,6 +13,7 @@ CATALOG: Mapping[str, str] = {
     "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "passes.fold_constants:FoldConstants",
+    "fold-permutations": "passes.fold_permutations:FoldPermutations",
     "fold-shapes": "passes.fold_shapes:FoldShapes",
     "fold-shortcut": "passes.fold_shortcut:FoldShortcut",
     "fold-shuffle": "passes.fold_shuffle:FoldShuffle",

@@ -146,7 +146,10 @@ class Facts:
         if any(bodies(node)):
             return {}
         sources = [tensor.name for tensor in node.inputs if tensor.name]
-        infos, constants = self._inputs(sources)
+        infos = {source: self.info(source) for source in sources}
+        constants = {
+            source: value for source in sources if (value := self._small(source)) is not None
+        }
         proto = Exporter(self._domains, {}, {}).node(node)
         found = shapes.infer_node(proto, infos, constants, self._domains, self._ir_version)
         found = {name: info for name, info in found.items() if name}
@@ -157,20 +160,6 @@ class Facts:
             shape = row(node, infos[sources[0]].shape, inputs)
             found[name] = TensorInfo(found[name].dtype, _sharper(found[name].shape, shape))
         return found
-
-    def _inputs(self, names: Sequence[str]) -> tuple[dict[str, TensorInfo], dict[str, Array]]:
-        """What is known of tensors: all shapes, and the small values."""
-        constants = {name: value for name in names if (value := self._small(name)) is not None}
-        return {name: self.info(name) for name in names}, constants
-
-    def objection(self, node: gs.Node) -> str | None:
-        """Why a node cannot run, whatever the model is given; None if nothing is known of that."""
-        names = [tensor.name for tensor in node.inputs if tensor.name]
-        infos, constants = self._inputs(names)
-        if any(bodies(node)) or any(info.dtype is None for info in infos.values()):
-            return None
-        proto = Exporter(self._domains, {}, {}).node(node)
-        return shapes.objection(proto, infos, constants, self._domains, self._ir_version)
 
     def _small(self, name: str) -> Array | None:
         """The value of a constant, or of a tensor that might as well be one."""

@@ -206,10 +206,6 @@ class Graph:
         """What is known of an integer tensor's value, be it constant or computed from shapes."""
         return self._facts_now().known(name)
 
-    def objection(self, node: gs.Node) -> str | None:
-        """Why a node fails on any input of the model; None if inference finds no reason."""
-        return self._facts_now().objection(node)
-
     def _info(self, name: str) -> shapes.TensorInfo:
         return self._facts_now().info(name)
 

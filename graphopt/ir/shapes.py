@@ -15,7 +15,7 @@ from onnx import shape_inference
 
 from graphopt.ir.reading import Array
 
-__all__ = ["Dims", "TensorInfo", "array_info", "infer_model", "infer_node", "info_of", "objection"]
+__all__ = ["Dims", "TensorInfo", "array_info", "infer_model", "infer_node", "info_of"]
 
 Dims = tuple[int | str | None, ...]
 """A shape: a number, a symbol's name, or None for a size that nothing is known about."""
@@ -112,42 +112,17 @@ def infer_node(
     ir_version: int,
 ) -> dict[str, TensorInfo]:
     """Infer one node from what is known of its inputs; empty where the operator is unknown."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
     try:
-        outputs = _infer_node(node, infos, constants, domains, ir_version)
+        schema = onnx.defs.get_schema(node.op_type, domains.get(domain, 1), domain)
+        types = {name: proto for name, info in infos.items() if (proto := _type_proto(info))}
+        data = {
+            name: onnx.numpy_helper.from_array(array, name) for name, array in constants.items()
+        }
+        imports = [onnx.helper.make_opsetid(name, version) for name, version in domains.items()]
+        outputs = shape_inference.infer_node_outputs(
+            schema, node, types, data, opset_imports=imports, ir_version=ir_version
+        )
     except (onnx.defs.SchemaError, shape_inference.InferenceError, RuntimeError, KeyError):
         return {}
     return {name: info_of(proto) for name, proto in outputs.items()}
-
-
-def objection(
-    node: onnx.NodeProto,
-    infos: Mapping[str, TensorInfo],
-    constants: Mapping[str, Array],
-    domains: Mapping[str, int],
-    ir_version: int,
-) -> str | None:
-    """Why a node cannot run on inputs of which this is known; None if nothing speaks against it."""
-    try:
-        _infer_node(node, infos, constants, domains, ir_version)
-    except shape_inference.InferenceError as error:
-        return str(error)
-    except (onnx.defs.SchemaError, RuntimeError, KeyError):
-        return None
-    return None
-
-
-def _infer_node(
-    node: onnx.NodeProto,
-    infos: Mapping[str, TensorInfo],
-    constants: Mapping[str, Array],
-    domains: Mapping[str, int],
-    ir_version: int,
-) -> Mapping[str, onnx.TypeProto]:
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    schema = onnx.defs.get_schema(node.op_type, domains.get(domain, 1), domain)
-    types = {name: proto for name, info in infos.items() if (proto := _type_proto(info))}
-    data = {name: onnx.numpy_helper.from_array(array, name) for name, array in constants.items()}
-    imports = [onnx.helper.make_opsetid(name, version) for name, version in domains.items()]
-    return shape_inference.infer_node_outputs(
-        schema, node, types, data, opset_imports=imports, ir_version=ir_version
-    )
