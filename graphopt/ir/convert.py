@@ -19,8 +19,17 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt.errors import ModelError
 from graphopt.ir.reading import Array
+from graphopt.ir.shapes import TensorInfo
 
-__all__ = ["Exporter", "attribute_type", "copy_scope", "declared", "import_scope", "values_of"]
+__all__ = [
+    "Exporter",
+    "attribute_type",
+    "copy_scope",
+    "declaration",
+    "declared",
+    "import_scope",
+    "values_of",
+]
 
 G_LOGGER.severity = G_LOGGER.CRITICAL
 
@@ -59,6 +68,14 @@ def values_of(constant: gs.Constant) -> Array:
             constant.values = numpy_helper.to_array(lazy.tensor)
     array: Array = constant._values
     return array
+
+
+def declaration(name: str, known: TensorInfo) -> onnx.ValueInfoProto:
+    """Declare a tensor as far as its type is known."""
+    if known.dtype is None:
+        return onnx.ValueInfoProto(name=name)
+    kind = helper.np_dtype_to_tensor_dtype(known.dtype)
+    return helper.make_tensor_value_info(name, kind, known.shape)
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> Array:

@@ -9,7 +9,7 @@ that is what lets clones share them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -88,6 +88,19 @@ class Graph:
         other._facts = None if self._facts is None else self._facts.copy(other._scopes)
         other._revision = self._revision
         other.source = self.source
+        return other
+
+    def with_outputs(self, names: Sequence[str]) -> Self:
+        """A copy that returns these computed tensors, in this order, and only what they need.
+
+        Raises EditError for a tensor that no node of the main scope computes.
+        """
+        known = {n: convert.declaration(n, self._info(n)) for n in names if n in self}
+        other = self.clone()
+        other._scopes.expose(names)
+        other._infos = known | other._infos
+        other._revision += 1
+        other.prune()
         return other
 
     def adopt(self, other: Graph) -> None:

@@ -197,6 +197,16 @@ class Scopes:
         tensor.name = name
         self.tensors[name] = tensor
 
+    def expose(self, names: Sequence[str]) -> None:
+        """Make the main scope return these tensors instead of what it did."""
+        made = {tensor.name for node in self.top.nodes for tensor in node.outputs}
+        for name in names:
+            if not name or name not in made:
+                raise EditError(f"outputs: no node of the main scope computes {name!r}")
+        self._returned.difference_update(tensor.name for tensor in self.top.outputs)
+        self.top.outputs = [self.tensors[name] for name in names]
+        self._returned.update(names)
+
     def _sort_all(self) -> None:
         for scope in list(self._unsorted.values()):
             self._unsorted.pop(id(scope), None)

@@ -7,6 +7,7 @@ from graphopt.runtime.comparison import Comparison, Difference, compare
 from graphopt.runtime.drawing import Draw
 from graphopt.runtime.feeds import Feeds, random_feeds, runnable_feeds
 from graphopt.runtime.memory import peak_memory_mb
+from graphopt.runtime.observing import observe
 from graphopt.runtime.session import Model, Optimize, Port, Session
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Session",
     "bench",
     "compare",
+    "observe",
     "peak_memory_mb",
     "random_feeds",
     "runnable_feeds",

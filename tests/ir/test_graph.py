@@ -186,3 +186,16 @@ def test_canonical_ignores_names() -> None:
     one = parse("g (float[2] x) => (float[2] y) { a = Neg(x) y = Exp(a) }")
     other = parse("g (float[2] x) => (float[2] y) { b = Neg(x) y = Exp(b) }")
     assert canonical(one) == canonical(other)
+
+
+def test_other_outputs_leave_only_what_they_need(graph: Graph) -> None:
+    part = graph.with_outputs(["r", "a"])
+    assert part.outputs == ("r", "a")
+    assert [node.op for node in part.nodes] == ["Conv", "Identity", "Relu"]
+    assert part.constant("w") is graph.constant("w")
+    assert_valid(part)
+    assert graph.outputs == ("y",)
+    assert len(graph.nodes) == 6
+    assert part.clone().outputs == ("r", "a")
+    with pytest.raises(EditError, match="no node of the main scope computes 's'"):
+        Graph.load(parse(BRANCHES)).with_outputs(["s"])

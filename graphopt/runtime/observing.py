@@ -1,0 +1,46 @@
+"""Observe the values of intermediate tensors while a model runs over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+
+from graphopt.data import Dataset
+from graphopt.errors import DataError
+from graphopt.ir import Graph
+from graphopt.runtime.session import Session
+
+__all__ = ["observe"]
+
+
+def observe(
+    graph: Graph, names: Sequence[str], dataset: Dataset, *, batch_size: int, threads: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
+    """The values of tensors, inputs among them, by name, for one batch after the other.
+
+    Only what they depend on is run, nothing is optimized, and no weight is copied; the last batch
+    may be smaller. Raises DataError for values that are not finite.
+    """
+    wanted = list(dict.fromkeys(names))
+    computed = [name for name in wanted if name not in graph.inputs]
+    with ExitStack() as loaded:
+        session = None
+        if computed:
+            part = graph.with_outputs(computed)
+            session = loaded.enter_context(Session.open(part, threads=threads, optimize="none"))
+        for feeds in dataset.batches(batch_size):
+            made = session.run(feeds) if session is not None else []
+            found = {**feeds, **dict(zip(computed, made, strict=True))}
+            yield {name: _finite(name, found[name]) for name in wanted}
+
+
+def _finite(name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(
+            f"observe: tensor {name!r} holds NaN or infinite values, "
+            f"{np.count_nonzero(~np.isfinite(array))} of {array.size} in a batch; "
+            "look at the data and at the weights before it"
+        )
+    return array
