@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import networkx as nx
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Edit, Graph, NewNode
@@ -68,7 +67,7 @@ def _scopes(graph: Graph) -> list[list[gs.Node]]:
 def _of_scope(graph: Graph, nodes: Sequence[gs.Node]) -> Iterator[Island]:
     transposes = [node for node in nodes if is_op(node, "Transpose")]
     ranks = {len(order) for node in transposes if (order := order_of(graph, node)) is not None}
-    bonds = nx.Graph()
+    groups: dict[str, set[str]] = {}
     moves: dict[int, Move] = {}
     bound: list[tuple[gs.Node, str]] = []
     for node in nodes if transposes else ():
@@ -77,15 +76,24 @@ def _of_scope(graph: Graph, nodes: Sequence[gs.Node]) -> Iterator[Island]:
         names = [] if move is None else _bound(graph, node, move)
         if move is not None and names:
             moves[id(node)] = move
-            nx.add_path(bonds, names)
-            bonds.add_node(names[0])
+            _bind(groups, names)
             bound.append((node, names[0]))
-    for tensors in nx.connected_components(bonds):
+    for tensors in {id(group): group for group in groups.values()}.values():
         entries = tuple(n for n in transposes if n.outputs[0].name in tensors)
         exits = tuple(n for n in transposes if n.inputs[0].name in tensors)
         if entries or exits:
             inside = tuple(node for node, name in bound if name in tensors)
             yield Island(frozenset(tensors), inside, moves, entries, exits)
+
+
+def _bind(groups: dict[str, set[str]], names: Sequence[str]) -> None:
+    """Put names, and all that are bound to them already, into one group."""
+    whole = max((groups.get(name, set()) for name in names), key=len)
+    for name in names:
+        group = groups.get(name, {name})
+        if group is not whole:
+            whole |= group
+            groups.update(dict.fromkeys(group, whole))
 
 
 def _rank(graph: Graph, node: gs.Node) -> int | None:
