@@ -27,7 +27,9 @@ if TYPE_CHECKING:
         TargetError,
         UnsupportedOp,
     )
+    from graphopt.frontend import trace
     from graphopt.ir import Edit, Graph, NewNode
+    from graphopt.lens import trainable
     from graphopt.manager import PassManager, Report, Request, Result
     from graphopt.passbase import Context, Need, Pass, Promise
     from graphopt.runtime import bench, compare
@@ -59,6 +61,8 @@ __all__ = [
     "compare",
     "data",
     "load",
+    "trace",
+    "trainable",
 ]
 
 _HOMES = {
@@ -75,6 +79,8 @@ _HOMES = {
     "Result": "graphopt.manager",
     "bench": "graphopt.runtime",
     "compare": "graphopt.runtime",
+    "trace": "graphopt.frontend",
+    "trainable": "graphopt.lens",
 }
 
 

@@ -89,9 +89,9 @@ def _spell_defaults(scope: onnx.GraphProto, graph: Graph, wanted: list[tuple[str
             continue
         schema = onnx.defs.get_schema(node.op_type, graph.domains[node.domain], node.domain)
         given = {attribute.name for attribute in node.attribute}
-        for name, attribute in schema.attributes.items():
-            default = attribute.default_value
-            if name not in given and default is not None and default.name:
+        for name, declared in schema.attributes.items():
+            default: onnx.AttributeProto = declared.default_value
+            if name not in given and default.name:
                 node.attribute.append(default)
 
 

@@ -49,5 +49,7 @@ def assert_lowers(
             np.testing.assert_array_equal(got, want)
             continue
         scale = float(np.max(np.abs(want), initial=0.0)) or 1.0
-        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * scale)
+        assert np.allclose(got, want, rtol=0, atol=tolerance * scale, equal_nan=True), (
+            f"off by {np.max(np.abs(np.subtract(got, want, dtype=np.float64))):.2e} of {scale:.2e}"
+        )
     return module
