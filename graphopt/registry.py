@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -37,8 +38,9 @@ class Entry:
     owner: str
 
 
-def catalog() -> dict[str, Entry]:
-    """All installed passes by name, sorted; none is imported.
+@functools.cache
+def catalog() -> Mapping[str, Entry]:
+    """All installed passes by name, sorted; none is imported. Read once per process.
 
     Raises RecipeError if two distributions offer the same name, or a table cannot be loaded.
     """

@@ -137,6 +137,7 @@ def test_duplicate_name_names_both_owners(monkeypatch: pytest.MonkeyPatch) -> No
             return {"same-name": self.value}
 
     monkeypatch.setattr(metadata, "entry_points", lambda group: [Point("one:A"), Point("two:B")])
+    catalog.cache_clear()
     with pytest.raises(RecipeError, match=r"'one:A' and 'two:B'"):
         catalog()
 
