@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.affine import AFFINE_OPS, elementwise_affine
@@ -83,14 +82,15 @@ def _step(graph: Graph, node: gs.Node) -> _Step | None:
 
 
 def _affine_step(graph: Graph, node: gs.Node) -> _Step | None:
-    found, pair = elementwise_affine(graph, node), operands(graph, node)
-    if found is None or pair is None or not found.finite():
+    pair = operands(graph, node)
+    index = 0 if pair is None or pair.first else 1
+    if pair is None or scalar(graph, node.inputs[1 - index].name) is None:
         return None
-    scales, shifts = np.unique(found.scale), np.unique(found.shift)
-    if scales.size != 1 or shifts.size != 1:
+    found = elementwise_affine(graph, node)
+    if found is None or not found.finite():
         return None
-    factor, term = float(scales[0]), float(shifts[0])
-    return found.data, 0 if pair.first else 1, lambda inner: inner.scaled(factor).shifted(term)
+    factor, term = float(found.scale.flat[0]), float(found.shift.flat[0])
+    return found.data, index, lambda inner: inner.scaled(factor).shifted(term)
 
 
 _POSITIVE = ("Abs", "Exp", "HardSigmoid", "Sigmoid", "Softmax", "Softplus")
