@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -22,6 +22,10 @@ _LOG = logging.getLogger(__name__)
 
 _EDITS_PER_NODE = 20
 """No sound set of rules edits a graph more often than this; beyond it two rules undo each other."""
+
+
+_FEW_READERS = 8
+"""A constant or input that more nodes read does not become anyone's own by losing a reader."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,15 @@ def _apply(graph: Graph, edit: Edit) -> list[gs.Node]:
     written = {tensor.name for node in edit.remove for tensor in node.outputs if tensor.name}
     graph.apply(edit)
     touched = read | made | written | set(edit.replace) | set(edit.replace.values())
-    return list(_around(graph, sorted(touched | set(edit.constants))))
+    return list(_around(graph, touched, edit.constants.keys()))
 
 
-def _around(graph: Graph, names: Sequence[str]) -> Iterator[gs.Node]:
-    for name in names:
+def _around(graph: Graph, touched: Set[str], changed: Set[str]) -> Iterator[gs.Node]:
+    for name in sorted(touched | changed):
         if name not in graph:
             continue
-        producer = graph.producer(name)
+        producer, readers = graph.producer(name), graph.consumers(name)
         if producer is not None:
             yield producer
-        yield from graph.consumers(name)
+        if producer is not None or name in changed or len(readers) <= _FEW_READERS:
+            yield from readers

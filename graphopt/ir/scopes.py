@@ -174,9 +174,9 @@ class Scopes:
         scope = self._scope.pop(id(node))
         self._rank.pop(id(node))
         for tensor in node.inputs:
-            _drop_identical(tensor.outputs, node)
+            _drop_use(tensor.outputs, node)
         for tensor in node.outputs:
-            _drop_identical(tensor.inputs, node)
+            _drop_use(tensor.inputs, node)
         for body in bodies(node):
             for inner in list(self.nodes(body)):
                 self.remove(inner)
@@ -250,8 +250,8 @@ class Scopes:
                     yield from self._makers(inner, scope)
 
 
-def _drop_identical(nodes: list[gs.Node], gone: gs.Node) -> None:
-    """Take every entry that *is* `gone` out of a tensor's list, without its synchronisation."""
-    kept = [node for node in nodes if node is not gone]
-    list.clear(nodes)
-    list.extend(nodes, kept)
+def _drop_use(nodes: list[gs.Node], gone: gs.Node) -> None:
+    """Take one entry that *is* `gone` out of a tensor's list, without its synchronisation."""
+    place = next((place for place, node in enumerate(nodes) if node is gone), None)
+    if place is not None:
+        list.__delitem__(nodes, place)
