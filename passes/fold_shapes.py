@@ -89,8 +89,9 @@ def constant_slice(graph: Graph, node: gs.Node) -> Edit | None:
 
 
 def _with_inputs(node: gs.Node, arrays: dict[int, Array]) -> Edit:
-    """The same node with some inputs constant."""
+    """The same node with some inputs constant; in a new target 0 means the input's own size."""
     inputs = tuple(arrays.get(i, tensor.name) for i, tensor in enumerate(node.inputs))
     outputs = tuple(tensor.name for tensor in node.outputs)
-    new = NewNode(node.op, inputs, outputs, dict(node.attrs), name=node.name)
+    attrs = {key: value for key, value in node.attrs.items() if key != "allowzero"}
+    new = NewNode(node.op, inputs, outputs, attrs, name=node.name)
     return Edit(remove=(node,), add=(new,))

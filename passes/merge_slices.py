@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import integers, is_op, source
+from graphopt.matching import is_op, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
+from graphopt.windows import forward_slices
 
 __all__ = ["MergeSlices"]
 
@@ -39,99 +40,72 @@ class MergeSlices(Pass):
         context.record(rewrite(graph, {**rules, "Split": (split_of_concat,)}))
 
 
-class _Window(NamedTuple):
-    """What a Slice takes of an axis, as it is written; a size of None is not known."""
-
-    start: int
-    end: int
-    step: int
-    size: int | None
-
-    def counted(self) -> tuple[int, int] | None:
-        """Start and end from the front, if every element between them is taken."""
-        if self.step != 1:
-            return None
-        if self.size is None:
-            return (self.start, self.end) if min(self.start, self.end) >= 0 else None
-        start, end, _ = slice(self.start, self.end).indices(self.size)
-        return start, max(start, end)
-
-
-def _windows(graph: Graph, node: gs.Node) -> dict[int, _Window] | None:
-    """What a Slice takes, by axis; None if that is computed or an axis cannot be named."""
-    starts, ends = integers(graph, node, 1, "starts"), integers(graph, node, 2, "ends")
-    if starts is None or ends is None:
-        return None
-    given = len(node.inputs) > 3 or "axes" in node.attrs
-    axes = integers(graph, node, 3, "axes") if given else tuple(range(len(starts)))
-    steps = integers(graph, node, 4, "steps") if len(node.inputs) > 4 else (1,) * len(starts)
-    shape = graph.shape(node.inputs[0].name)
-    if axes is None or steps is None or (shape is None and min(axes) < 0):
-        return None
-    named = [axis if shape is None else axis % len(shape) for axis in axes]
-    sizes = [None if shape is None else shape[axis] for axis in named]
-    numbers = [size if isinstance(size, int) else None for size in sizes]
-    found = zip(starts, ends, steps, numbers, strict=True)
-    return {axis: _Window(*window) for axis, window in zip(named, found, strict=True)}
-
-
-def _slice(graph: Graph, data: str, output: str, windows: Mapping[int, _Window]) -> NewNode:
+def _slice(graph: Graph, data: str, output: str, windows: Mapping[int, slice]) -> NewNode:
     order = sorted(windows)
-    starts, ends, steps = zip(*(windows[axis][:3] for axis in order), strict=True)
+    starts = [windows[axis].start for axis in order]
+    ends = [windows[axis].stop for axis in order]
     if graph.opset < _SLICE_BY_INPUTS:
-        return NewNode(
-            "Slice", (data,), (output,), {"starts": list(starts), "ends": list(ends), "axes": order}
-        )
+        return NewNode("Slice", (data,), (output,), {"starts": starts, "ends": ends, "axes": order})
+    steps = [windows[axis].step for axis in order]
     bounds = (np.array(numbers, np.int64) for numbers in (starts, ends, order, steps))
     return NewNode("Slice", (data, *bounds), (output,))
+
+
+def _counted(graph: Graph, data: str, axis: int, window: slice) -> tuple[int, int] | None:
+    """Start and end of a window from the front, if it takes every element between them."""
+    shape = graph.shape(data)
+    size = None if shape is None else shape[axis]
+    if window.step != 1:
+        return None
+    if not isinstance(size, int):
+        return (window.start, window.stop) if min(window.start, window.stop) >= 0 else None
+    start, end, _ = window.indices(size)
+    return start, max(start, end)
 
 
 def slices(graph: Graph, node: gs.Node) -> Edit | None:
     """Slice(Slice(x)) to Slice(x)."""
     maker = source(graph, node, 0, "Slice")
-    if maker is None:
+    first = None if maker is None else forward_slices(graph, maker)
+    second = forward_slices(graph, node)
+    if maker is None or first is None or second is None:
         return None
-    first, second = _windows(graph, maker), _windows(graph, node)
-    if first is None or second is None:
-        return None
+    data, output = maker.inputs[0].name, node.outputs[0].name
     merged = {**first, **second}
     for axis in first.keys() & second.keys():
-        inner, outer = first[axis].counted(), second[axis].counted()
+        inner = _counted(graph, data, axis, first[axis])
+        outer = _counted(graph, node.inputs[0].name, axis, second[axis])
         if inner is None or outer is None:
             return None
-        start, end = inner[0] + outer[0], min(inner[1], inner[0] + outer[1])
-        merged[axis] = _Window(start, end, 1, first[axis].size)
-    data, output = maker.inputs[0].name, node.outputs[0].name
+        merged[axis] = slice(inner[0] + outer[0], min(inner[1], inner[0] + outer[1]), 1)
     return Edit(remove=(node,), add=(_slice(graph, data, output, merged),))
 
 
 def division(graph: Graph, node: gs.Node) -> Edit | None:
     """Slices of one tensor that divide one of its axes, to Split."""
     data = node.inputs[0].name
-    parts: dict[tuple[int, int], gs.Node] = {}
-    mine = _windows(graph, node)
-    if mine is None or len(mine) != 1:
+    mine, shape = forward_slices(graph, node), graph.shape(data)
+    if mine is None or shape is None or len(mine) != 1:
         return None
-    [(axis, window)] = mine.items()
+    [axis] = mine
+    parts: dict[tuple[int, int], gs.Node] = {}
     for reader in graph.consumers(data):
         if not is_op(reader, "Slice") or graph.scope_of(reader) is not graph.scope_of(node):
             continue
-        windows = _windows(graph, reader)
-        bounds = windows[axis].counted() if windows and windows.keys() == {axis} else None
+        windows = forward_slices(graph, reader) or {}
+        bounds = _counted(graph, data, axis, windows[axis]) if windows.keys() == {axis} else None
         if bounds is not None:
             parts[bounds] = reader
     order = sorted(parts)
     edges = [0, *(end for _, end in order)]
-    if len(order) < 2 or edges[-1] != window.size or edges[:-1] != [start for start, _ in order]:
+    if len(order) < 2 or edges[-1] != shape[axis] or edges[:-1] != [start for start, _ in order]:
         return None
     sizes = [end - start for start, end in order]
-    outputs = tuple(parts[bounds].outputs[0].name for bounds in order)
+    readers = tuple(parts[bounds] for bounds in order)
+    outputs = tuple(reader.outputs[0].name for reader in readers)
     if min(sizes) < 1:
         return None
-    return Edit(
-        remove=tuple(parts[bounds] for bounds in order),
-        add=(_split(graph, data, outputs, axis, sizes),),
-    )
+    return Edit(remove=readers, add=(_split(graph, data, outputs, axis, sizes),))
 
 
 def _split(

@@ -46,6 +46,12 @@ def test_reshape(body: str, target: list[int]) -> None:
     assert found.tolist() == target
 
 
+def test_a_zero_that_was_a_size_becomes_a_copy() -> None:
+    body = "n = Slice(s, zero, one) t = Concat<axis=0>(n, tail) y = Reshape<allowzero=1>(x, t)"
+    [node] = fold(dynamic(body, "float[N,6,4,2] x", 4)).nodes
+    assert "allowzero" not in node.attrs
+
+
 def test_reshape_with_two_computed_sizes_stays() -> None:
     body = """n = Slice(s, zero, one) m = Slice(s, one, two) a = Mul(n, two) b = Div(m, two)
               t = Concat<axis=0>(a, b) y = Reshape(x, t)"""
