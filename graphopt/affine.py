@@ -10,12 +10,13 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Graph
-from graphopt.matching import data_source, is_op, keeps_shape, operands, source
+from graphopt.matching import data_source, is_op, keeps_shape, operands, sharing, source
 
 __all__ = [
     "AFFINE_OPS",
     "Affine",
     "Vector",
+    "affine_run",
     "batch_norm",
     "constant_affine",
     "elementwise_affine",
@@ -76,6 +77,19 @@ def constant_affine(graph: Graph, node: gs.Node, axis: int) -> Affine | None:
         return None
     scale, shift = _per_channel(found.scale, axis), _per_channel(found.shift, axis)
     return None if scale is None or shift is None else Affine(found.data, scale, shift)
+
+
+def affine_run(graph: Graph, node: gs.Node, axis: int) -> tuple[Affine | None, tuple[gs.Node, ...]]:
+    """The map of a node and of the constant operations right before it, and those nodes."""
+    whole = constant_affine(graph, node, axis)
+    run: tuple[gs.Node, ...] = (node,)
+    while whole is not None:
+        maker = data_source(graph, run[0], *_CONSTANT)
+        inner = None if maker is None else constant_affine(graph, maker, axis)
+        if maker is None or inner is None or sharing(graph, maker):
+            break
+        whole, run = whole.after(inner), (maker, *run)
+    return whole, run
 
 
 def elementwise_affine(graph: Graph, node: gs.Node) -> Affine | None:

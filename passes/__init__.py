@@ -20,6 +20,7 @@ CATALOG: Mapping[str, str] = {
     "fold-space-to-depth": "passes.fold_space_to_depth:FoldSpaceToDepth",
     "fold-zeros": "passes.fold_zeros:FoldZeros",
     "fuse-activations": "passes.fuse_activations:FuseActivations",
+    "fuse-batch-norm": "passes.fuse_batch_norm:FuseBatchNorm",
     "fuse-gelu": "passes.fuse_gelu:FuseGelu",
     "fuse-gemm": "passes.fuse_gemm:FuseGemm",
     "fuse-hard-activations": "passes.fuse_hard_activations:FuseHardActivations",

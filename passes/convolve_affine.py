@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import AFFINE_OPS, Affine, constant_affine
+from graphopt.affine import AFFINE_OPS, affine_run
 from graphopt.ir import Edit, Graph, NewNode
 from graphopt.linear import linear_layer
-from graphopt.matching import data_source, is_op, sharing, source
+from graphopt.matching import data_source, is_op, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
 
@@ -41,7 +41,7 @@ class ConvolveAffine(Pass):
 
 def depthwise(graph: Graph, node: gs.Node) -> Edit | None:
     """Replace conv(s * f(conv(x)) + t) by conv(depthwise(f(conv(x))))."""
-    change, gone = _run(graph, node)
+    change, gone = affine_run(graph, node, _CHANNEL_AXIS)
     if change is None or not change.finite():
         return None
     shape, dtype = graph.shape(change.data), graph.dtype(change.data)
@@ -62,19 +62,6 @@ def depthwise(graph: Graph, node: gs.Node) -> Edit | None:
         name=node.name,
     )
     return Edit(remove=gone, add=(new,))
-
-
-def _run(graph: Graph, node: gs.Node) -> tuple[Affine | None, tuple[gs.Node, ...]]:
-    """The map of a node and of the constant operations right before it, and those nodes."""
-    whole = constant_affine(graph, node, _CHANNEL_AXIS)
-    gone: tuple[gs.Node, ...] = (node,)
-    while whole is not None:
-        maker = data_source(graph, gone[0], *AFFINE_OPS)
-        inner = None if maker is None else constant_affine(graph, maker, _CHANNEL_AXIS)
-        if maker is None or inner is None or sharing(graph, maker):
-            break
-        whole, gone = whole.after(inner), (maker, *gone)
-    return whole, gone
 
 
 _ACTIVATIONS = (
