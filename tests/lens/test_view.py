@@ -227,7 +227,7 @@ def test_random_networks_agree_and_gradients_arrive(text: str) -> None:
         for want, got in zip(run_model(model, feeds), results, strict=True):
             scale = float(np.max(np.abs(want), initial=0.0)) or 1.0
             np.testing.assert_allclose(got.detach().numpy(), want, rtol=0, atol=1e-5 * scale)
-        floats = [result.sum() for result in results if result.is_floating_point()]
+        floats = [result.sum() for result in results if result.requires_grad]
         torch.autograd.backward(floats)
         missing = [name for name, p in module.named_parameters() if p.grad is None]
         assert not missing
