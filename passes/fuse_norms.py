@@ -23,9 +23,10 @@ class FuseNorms(Pass):
     """Recognise normalizations that are written in pieces.
 
     (x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) becomes InstanceNormalization where the
-    means run over all spatial axes, and LayerNormalization (operator set 17) where they run over
-    the last axes; without the subtraction, RMSNormalization (operator set 23). Factors and
-    offsets after these operators fold into their scale and bias.
+    means run over all spatial axes, of which there are two or more, and LayerNormalization
+    (operator set 17) where they run over other last axes; without the subtraction,
+    RMSNormalization (operator set 23). Factors and offsets after these operators fold into their
+    scale and bias.
     """
 
     name: ClassVar[str] = "fuse-norms"
@@ -45,7 +46,7 @@ def norm(graph: Graph, node: gs.Node) -> Edit | Refusal | None:
     if found is None or shape is None or graph.dtype(found.data) != np.float32:
         return None
     sizes = [dim for axis, dim in enumerate(shape) if axis in found.axes]
-    if found.centred and len(shape) > 2 and found.axes == tuple(range(2, len(shape))):
+    if found.centred and len(shape) > 3 and found.axes == tuple(range(2, len(shape))):
         op, least, sizes = "InstanceNormalization", 6, [shape[1]]
     elif found.axes == tuple(range(len(shape) - len(found.axes), len(shape))):
         op, least = ("LayerNormalization", 17) if found.centred else ("RMSNormalization", 23)

@@ -37,6 +37,13 @@ def test_layer_norm(squares: str, root: str) -> None:
     )
 
 
+def test_layer_norm_of_sequences() -> None:
+    head = HEAD.replace("float[2,3,4,5]", "float[2,4,5]")
+    body = f"{LAST} {SQUARES['pow']} {ROOTS['div']} k = Mul (n, g) y = Add (k, b)"
+    body = body.replace("axes=[3]", "axes=[2]")
+    assert_rewrites(f"{head} {{ {body} }}", f"{head} {{ y = {LAYER} (x, g, b) }}", FuseNorms())
+
+
 def test_layer_norm_without_scale_and_bias() -> None:
     body = f"{LAST} {SQUARES['pow']} {ROOTS['div']} y = Relu (n)"
     after = f"n = {LAYER} (x, ones) y = Relu (n)"
