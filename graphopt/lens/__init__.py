@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graphopt.lens.lowering import LoweredModule, covered, lower
+from graphopt.lens.lowering import LoweredModule, lower
 from graphopt.lens.table import LOWERINGS
 from graphopt.lens.view import trainable, write_back
 
-__all__ = ["LOWERINGS", "LoweredModule", "covered", "lower", "trainable", "write_back"]
+__all__ = ["LOWERINGS", "LoweredModule", "lower", "trainable", "write_back"]

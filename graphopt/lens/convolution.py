@@ -84,7 +84,7 @@ def transposed_convolution(
         grown = size + extra[axis]
         target = output[axis] if output is not None else None
         if target is None and window.auto_pad.startswith("SAME"):
-            target = x.shape[axis + 2] * window.strides[axis]
+            target = min(x.shape[axis + 2] * window.strides[axis], grown)
         if target is not None:
             total = grown - target
             before = total // 2 if window.auto_pad == "SAME_UPPER" else total - total // 2

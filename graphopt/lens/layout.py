@@ -120,8 +120,8 @@ def axis_slice(x: torch.Tensor, axis: int, start: int, end: int, step: int) -> t
         return x[tuple(window)]
     size = x.shape[axis]
     start, end = (bound + size if bound < 0 else bound for bound in (start, end))
-    start, end = min(max(start, -1), size - 1), min(max(end, -1), size - 1)
-    picks = torch.arange(start, end, step, device=x.device)
+    start, end = min(max(start, 0), size - 1), min(max(end, -1), size - 1)
+    picks = torch.arange(start, min(start, end), step, device=x.device)
     return x.index_select(axis, picks)
 
 

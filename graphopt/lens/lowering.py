@@ -19,7 +19,7 @@ from graphopt.lens.site import Emitted, Site
 from graphopt.lens.table import LOWERINGS
 from graphopt.lens.weights import is_float, weight_names
 
-__all__ = ["LoweredModule", "covered", "lower"]
+__all__ = ["LoweredModule", "lower"]
 
 _STANDARD = (None, "", "ai.onnx")
 
@@ -54,11 +54,6 @@ def lower(graph: Graph) -> LoweredModule:
     bound = {path: name for path, name in tensors.binding.items() if path in kept}
     module.meta["binding"] = bound
     return module.eval()
-
-
-def covered(graph: Graph) -> frozenset[str]:
-    """The operators of a graph that have a row, or a definition in terms of others that have."""
-    return frozenset(node.op for node in graph.all_nodes() if _has_row(node))
 
 
 def _has_row(node: gs.Node) -> bool:

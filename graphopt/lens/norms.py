@@ -25,13 +25,14 @@ def _batch_norm_module(site: Site) -> BatchNorm | None:
     """The node as a module; None where its parameters are computed by other nodes."""
     found = [site.around.weight(site.name(i)) for i in range(1, 5)]
     scale, shift, average, variance = found
-    if scale is None or shift is None or average is None or variance is None:
+    if not isinstance(scale, nn.Parameter) or not isinstance(shift, nn.Parameter):
+        return None
+    if average is None or variance is None:
         return None
     epsilon = site.number("epsilon", 1e-5)
     momentum = 1.0 - site.number("momentum", 0.9)
     module = BatchNorm(scale.numel(), eps=epsilon, momentum=momentum)
-    module.weight = scale if isinstance(scale, nn.Parameter) else nn.Parameter(scale)
-    module.bias = shift if isinstance(shift, nn.Parameter) else nn.Parameter(shift)
+    module.weight, module.bias = scale, shift
     module.running_mean, module.running_var = average, variance
     return module
 

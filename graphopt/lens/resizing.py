@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import fx
 from torch.nn import functional
@@ -106,13 +107,14 @@ _FILTERS = {"linear": (_linear_filter, 1), "cubic": (_cubic_filter, 2)}
 
 def axis_matrix(axis: _Axis, how: Resizing, like: torch.Tensor) -> torch.Tensor:
     """The map along one axis, (out, in); weights beyond the edge fall on it or are left out."""
-    place = torch.arange(axis.out, dtype=torch.float64, device=like.device)
+    # In single precision, as ONNX Runtime: which pixel is nearest may hang on the last digit.
+    place = torch.arange(axis.out, dtype=torch.float32, device=like.device)
     source = COORDINATES[how.coordinates](place, axis)
     inner = torch.arange(axis.size, device=like.device)
     outside = (source < 0) | (source > axis.size - 1)
     if how.mode == "nearest":
         picks = NEAREST[how.nearest](source).clamp(0, axis.size - 1)
-        matrix = (inner == picks.unsqueeze(1)).to(torch.float64)
+        matrix = (inner == picks.unsqueeze(1)).to(torch.float32)
     else:
         rule, reach = _FILTERS[how.mode]
         shrink = min(axis.scale, 1.0) if how.antialias else 1.0
@@ -124,7 +126,7 @@ def axis_matrix(axis: _Axis, how: Resizing, like: torch.Tensor) -> torch.Tensor:
             weights = torch.where((taps < 0) | (taps > axis.size - 1), 0.0, weights)
         if how.exclude_outside or how.antialias:
             weights = weights / weights.sum(1, keepdim=True)
-        matrix = torch.zeros(axis.out, axis.size, dtype=torch.float64, device=like.device)
+        matrix = torch.zeros(axis.out, axis.size, dtype=torch.float32, device=like.device)
         matrix.scatter_add_(1, taps.clamp(0, axis.size - 1).to(torch.int64), weights)
     if how.coordinates == "tf_crop_and_resize":
         matrix[outside] = math.nan
@@ -144,7 +146,7 @@ def resize(
     axes = range(x.dim()) if axes is None else [axis % x.dim() for axis in axes]
     wide = x if x.is_floating_point() else x.to(torch.float32)
     for place, axis in enumerate(_plan(x, axes, region, scales, sizes, how)):
-        if axis.size == axis.out and axis.scale == 1 and how.coordinates != "tf_crop_and_resize":
+        if axis.size == axis.out and axis.scale == 1:
             continue
         matrix = axis_matrix(axis, how, wide)
         if how.mode == "nearest" and not matrix.isnan().any():
@@ -177,10 +179,9 @@ def _plan(
     else:
         assert scales, "a Resize has scales or sizes"
         factors = [float(scale) for scale in scales]
-        outs = []
-        for size, scale, start, end in zip(have, factors, starts, ends, strict=True):
-            share = end - start if how.coordinates == "tf_crop_and_resize" else 1.0
-            outs.append(math.floor(size * share * scale + 1e-6))
+        # The specification would crop the size too; ONNX Runtime does not.
+        pairs = zip(have, np.asarray(factors, np.float32), strict=True)
+        outs = [math.floor(np.float32(size) * factor) for size, factor in pairs]
     rows = zip(have, outs, factors, starts, ends, strict=True)
     return [_Axis(*row) for row in rows]
 

@@ -103,6 +103,8 @@ LAYOUT = [
     "Pad (x, cuts)",
     "Slice (x, starts, ends)",
     "Slice (x, starts, ends, axes, back)",
+    "Slice (x, far, near, axes, back)",
+    "Slice (x, near, far, axes, back)",
     "Gather <axis=2> (x, picks)",
     "Concat <axis=-1> (x, x)",
     "Expand (x, wide)",
@@ -115,7 +117,9 @@ def test_layout(node: str) -> None:
     more = """<int64[4] shape = {0,-1,2,4}, int64[4] repeats = {1,2,1,2}, float half = {0.5},
         int64[8] pads = {0,1,2,1,0,0,1,3}, int64[8] cuts = {0,-1,2,0,0,0,-3,1},
         int64[2] starts = {1,-4}, int64[2] ends = {9000000000,0}, int64[2] axes = {2,3},
-        int64[2] back = {1,-2}, int64[2,2] picks = {0,-1,3,2}, int64[4] wide = {2,1,9,8}>"""
+        int64[2] back = {1,-2},
+        int64[2] far = {-20,-20}, int64[2] near = {20,-4611686018427387904},
+        int64[2,2] picks = {0,-1,3,2}, int64[4] wide = {2,1,9,8}>"""
     assert_lowers(one(node, x="float[2,4,9,8] x", more=more))
 
 
