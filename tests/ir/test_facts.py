@@ -73,3 +73,13 @@ def test_new_values_change_what_is_known() -> None:
     assert graph.shape("y") == (3, 4)
     graph.set_constant("t", np.array([4, 3]))
     assert graph.shape("y") == (4, 3)
+
+
+def test_padding_keeps_the_names_of_what_it_leaves() -> None:
+    graph = load(
+        "y = Pad(x, p)", signature="float[N,3,H,8] x", more="<int64[8] p = {0,0,1,0,0,0,1,0}>"
+    )
+    shape = graph.shape("y")
+    assert shape is not None
+    assert (shape[0], shape[1], shape[3]) == ("N", 3, 8)
+    assert shape[2] != "H"

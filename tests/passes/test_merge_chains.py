@@ -111,7 +111,10 @@ def test_concats(before: str, after: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "outputs"),
     [
-        ("b = Concat<axis=0>(x, a) y = Concat<axis=1>(b, b)", "float[4,p] y"),
+        (
+            "b = Concat<axis=0>(x, a) c = Neg(b) d = Concat<axis=0>(a, x) y = Concat<axis=1>(c, d)",
+            "float[4,p] y",
+        ),
         (
             "b = Concat<axis=1>(x, a) y = Concat<axis=1>(b, x) z = Neg(b)",
             "float[2,p] y, float[2,q] z",

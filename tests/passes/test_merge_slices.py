@@ -68,6 +68,7 @@ def test_slices_that_divide_an_axis(before: str, after: str) -> None:
         "a = Slice(x, i0, i2, i1) b = Slice(x, i3, big, i1) y = Concat<axis=1>(b, a)",
         "a = Slice(x, i0, i3, i1) b = Slice(x, i2, big, i1) y = Concat<axis=1>(b, a)",
         "a = Slice(x, i0, i3, i1, i2) b = Slice(x, i3, big, i1) y = Concat<axis=1>(b, a)",
+        "a = Slice(x, i0, i2, i1) b = Slice(x, i2, i4, i1) y = Concat<axis=1>(b, a)",
         "y = Slice(x, i0, i2, i1)",
     ],
 )

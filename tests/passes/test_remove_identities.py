@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from passes.remove_identities import RemoveIdentities
-from tests.asserting import assert_rewrites, assert_unchanged
+from tests.asserting import apply_pass, assert_rewrites, assert_unchanged, operators, parse
 
 CONSTANTS = """<int64[8] none = {0,0,0,0,0,0,0,0}, int64[1] i0 = {0}, int64[1] i1 = {1},
 int64[1] i3 = {3}, int64[1] big = {9223372036854775807}, int64[3] order = {0,1,2},
 int64[4] same = {2,3,4,4}, int64[4] ones = {1,1,1,1}, int64[3] last = {3,1,4},
 int64[4] copied = {0,0,0,-1}, float c0 = {0.0}, float c1 = {1.0}, float[1,3,1,1] w,
-float[4] scales = {1.0,1.0,1.0,1.0}, bool yes = {1}, bool no = {0}, int64[1] backward = {-1}>"""
+float[4] scales = {1.0,1.0,1.0,1.0}, bool yes = {1}, bool no = {0}, int64[1] backward = {-1},
+int64[8] some = {0,0,1,0,0,0,0,0}, int64[4] other = {2,4,3,4}, double d0 = {0.0}>"""
 
 
 def around(line: str, batch: str = "2", outputs: str = "float[p,q,r,s] y") -> str:
@@ -68,6 +69,8 @@ def test_the_batch_may_be_dynamic(line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
+        "b = Pad(a, some)",
+        "b = Reshape(a, other)",
         "b = Slice(a, i1, big, i1)",
         "b = Slice(a, i0, big, i1, i3)",
         "b = Slice(a, backward, big, i1)",
@@ -88,9 +91,19 @@ def test_something_is_left_of(line: str) -> None:
     assert_unchanged(around(line), RemoveIdentities())
 
 
-def test_another_type_is_another_tensor() -> None:
-    line = "b = Cast<to=11>(a)"
+@pytest.mark.parametrize("line", ["b = Cast<to=11>(a)", "b = CastLike(a, d0)"])
+def test_another_type_is_another_tensor(line: str) -> None:
     assert_unchanged(around(line, outputs="double[p,q,r,s] y"), RemoveIdentities())
+
+
+@pytest.mark.parametrize(("other", "left"), [("x", []), ("v", ["Shape", "Slice", "Slice"])])
+def test_a_slice_up_to_a_named_size(other: str, left: list[str]) -> None:
+    """The whole axis if the name is its own; anything if it is another's."""
+    text = f"""g (float[N,3] x, float[M,3] v) => (float[p,q] y) {CONSTANTS}
+    {{ a = Sigmoid(x) s = Shape({other}) n = Slice(s, i0, i1) b = Slice(a, i0, n, i0)
+       y = Neg(b) }}"""
+    graph = apply_pass(parse(text), RemoveIdentities())
+    assert operators(graph) == ["Sigmoid", *left, "Neg"]
 
 
 def test_the_mask_of_dropout_is_read() -> None:
@@ -118,8 +131,8 @@ def test_outputs_keep_their_names(outputs: str, before: str, after: str) -> None
 
 def test_a_wider_constant_widens_the_output() -> None:
     zeros = ",".join("0" * 12)
-    text = f"g (float[1,4] x) => (float[3,4] y) <float[3,4] o = {{{zeros}}}> {{ y = Add(x, o) }}"
-    assert_unchanged(text, RemoveIdentities())
+    text = f"g (float[1,4] x) => (float[3,4] y) <float[3,4] o = {{{zeros}}}>"
+    assert_unchanged(f"{text} {{ a = Neg(x) b = Add(a, o) y = Neg(b) }}", RemoveIdentities())
 
 
 def test_sizes_of_one_need_no_reduction() -> None:
