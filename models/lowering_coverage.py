@@ -8,6 +8,7 @@ their own definition, are run but not compared.
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections import Counter
@@ -162,7 +163,8 @@ def main() -> None:
     coverage = run_cases(collect(sys.argv[1] if len(sys.argv) > 1 else ""))
     for name, text in coverage.failed.items():
         print(f"differs: {name}: {text}")
-    for reason, count in Counter(coverage.unlowered.values()).most_common():
+    reasons = [re.sub(r" node '.*?'", "", text) for text in coverage.unlowered.values()]
+    for reason, count in Counter(reasons).most_common():
         print(f"not lowered: {count} x {reason}")
     rows = len(coverage.operators & set(LOWERINGS))
     print(f"operators: {len(coverage.operators)} ({rows} by a row of {len(LOWERINGS)})")

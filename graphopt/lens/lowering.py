@@ -42,8 +42,8 @@ def lower(graph: Graph) -> LoweredModule:
 
     Raises UnsupportedOp, naming operator and node, where the table has no row.
     """
-    graph = _expanded(graph)
-    tensors = _Tensors(graph)
+    given, graph = graph, _expanded(graph)
+    tensors = _Tensors(graph, given)
     builder = _Builder(graph, tensors, tensors.root)
     for name in graph.inputs:
         builder.take(name, carried=True)
@@ -115,10 +115,12 @@ def _identifier(hint: str, taken: set[str]) -> str:
 class _Tensors:
     """Parameters and buffers by the name of their constant; they all live on the main module."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, given: Graph) -> None:
+        """`given` is the graph that was asked for: only its constants are bound and trained."""
         self.root = nn.Module()
         self.graph = graph
-        self.weights = weight_names(graph)
+        self.given = given
+        self.weights = frozenset(n for n in weight_names(graph) if given.constant(n) is not None)
         self.binding: dict[str, str] = {}
         self.paths: dict[str, str] = {}
         self._held: dict[str, torch.Tensor] = {}
@@ -158,7 +160,7 @@ class _Tensors:
 
     def bind(self, path: str, name: str) -> None:
         self.paths.setdefault(name, path)
-        array = self.graph.constant(name)
+        array = self.given.constant(name)
         if array is not None and is_float(array):
             self.binding[path] = name
 

@@ -172,6 +172,24 @@ def test_a_weight_of_another_shape_is_refused_before_anything_changes() -> None:
     assert graph.to_bytes() == before
 
 
+def test_a_function_of_the_model_is_seen_through() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 17, "own" : 1]>
+        g (float[N,4] x) => (float[N,4] y) <float[4,4] w>
+        { a = own.Doubled (x, w) y = Relu (a) }
+        <domain: "own", opset_import: ["" : 17]> Doubled (x, w) => (y)
+        { two = Constant <value_floats = [2.0, 2.0, 2.0, 2.0]> () p = MatMul (x, w)
+          y = Mul (p, two) }"""
+    model = parse(text)
+    graph = Graph.load(model)
+    feeds = random_inputs(model)
+    before = graph.to_bytes()
+    with trainable(graph) as module:
+        assert set(module.binding.values()) == {"w"}
+        (made,) = outputs_of(module, graph.inputs, feeds)
+        np.testing.assert_allclose(made.detach(), run_model(model, feeds)[0], atol=1e-5)
+    assert graph.to_bytes() == before
+
+
 FAKE_QUANT = """g (float[N,4] x) => (float[N,3] y)
     <float[4,3] w, float[3] ws = {0.02,0.05,0.1}, int8[3] wz = {0,3,-5},
      float s = {0.03}, uint8 z = {128}>
