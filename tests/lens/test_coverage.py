@@ -19,8 +19,8 @@ from tests.lens.checking import outputs_of
 
 MODELS = sorted(Path(os.environ.get("GRAPHOPT_MODELS", "absent")).glob("*.onnx"))
 
-ROUNDING = 3e-7
-"""Of the largest output: what float32 cannot tell apart, where the whole range is no wider."""
+ROUNDING = 1e-6
+"""Of 1: ONNX Runtime's sigmoid gives 0 below 1e-7, and noise is all background to a detector."""
 
 
 def test_tables_name_operators_that_are_lowered() -> None:
@@ -53,7 +53,7 @@ def test_shared_models(path: Path) -> None:
         results = outputs_of(module, graph.inputs, feeds)
         outputs_of(module.train(), graph.inputs, feeds)
     for want, got in zip(found.outputs, results, strict=True):
-        limit = max(1e-4 * np.ptp(want), ROUNDING * np.abs(want).max())
+        limit = max(1e-4 * np.ptp(want), ROUNDING)
         assert float(np.abs(got.numpy() - want).max()) <= limit
     del module, results
     with trainable(graph) as view:
