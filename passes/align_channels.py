@@ -11,10 +11,10 @@ import onnx_graphsurgeon as gs
 
 from graphopt.errors import RecipeError
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.linear import LinearLayer, layer_bias, linear_layer, rebuild
-from graphopt.matching import is_op, private_source, sole_reader
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.linear import LinearLayer, layer_bias, linear_layer, rebuild
+from graphopt.rewrite.matching import is_op, private_source, sole_reader
 
 __all__ = ["AlignChannels"]
 

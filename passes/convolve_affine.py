@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import AFFINE_OPS, affine_run
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.linear import linear_layer
-from graphopt.matching import data_source, is_op, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
+from graphopt.rewrite.affine import AFFINE_OPS, affine_run
+from graphopt.rewrite.linear import linear_layer
+from graphopt.rewrite.matching import data_source, is_op, source
 
 __all__ = ["ConvolveAffine"]
 

@@ -8,12 +8,19 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import AFFINE_OPS, Affine, Vector, batch_norm, constant_affine, in_pieces
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.linear import LINEAR_OPS, fold_after, fold_before, linear_layer
-from graphopt.matching import data_source, sharing
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.affine import (
+    AFFINE_OPS,
+    Affine,
+    Vector,
+    batch_norm,
+    constant_affine,
+    in_pieces,
+)
+from graphopt.rewrite.linear import LINEAR_OPS, fold_after, fold_before, linear_layer
+from graphopt.rewrite.matching import data_source, sharing
 
 __all__ = ["FoldAffine"]
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import batch_norm
 from graphopt.ir import Edit, Graph
-from graphopt.linear import LINEAR_OPS, LinearLayer, fold_after, fold_before, linear_layer
-from graphopt.matching import sharing, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.affine import batch_norm
+from graphopt.rewrite.linear import LINEAR_OPS, LinearLayer, fold_after, fold_before, linear_layer
+from graphopt.rewrite.matching import sharing, source
 
 __all__ = ["FoldBatchNorm"]
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import RecipeError, RuntimeUnavailable
-from graphopt.growth import Ledger, size_bytes
 from graphopt.ir import Array, Edit, Graph, bodies, constant_part, fold_integers, known_array
 from graphopt.passbase import Context, Pass, Promise
+from graphopt.rewrite.growth import Ledger, size_bytes
 from graphopt.runtime import Session
 
 __all__ = ["FoldConstants"]

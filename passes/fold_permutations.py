@@ -10,10 +10,10 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.linear import layer_bias, linear_layer, rebuild
-from graphopt.matching import is_op, sharing, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.linear import layer_bias, linear_layer, rebuild
+from graphopt.rewrite.matching import is_op, sharing, source
 
 __all__ = ["FoldPermutations"]
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Edit, Graph, NewNode
-from graphopt.matching import integers
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
-from graphopt.shaping import expand_target, reshape_target
+from graphopt.rewrite.matching import integers
+from graphopt.rewrite.shaping import expand_target, reshape_target
 
 __all__ = ["FoldShapes"]
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import integers, private_source, scalar, sole_reader, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
-from graphopt.windows import forward_slices
+from graphopt.rewrite.matching import integers, private_source, scalar, sole_reader, source
+from graphopt.rewrite.windows import forward_slices
 
 __all__ = ["FoldShortcut"]
 

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Edit, Graph
-from graphopt.linear import LinearLayer, layer_bias, linear_layer, rebuild
-from graphopt.matching import private_source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
-from graphopt.windows import forward_slices
+from graphopt.rewrite.linear import LinearLayer, layer_bias, linear_layer, rebuild
+from graphopt.rewrite.matching import private_source
+from graphopt.rewrite.windows import forward_slices
 
 __all__ = ["FoldSpaceToDepth"]
 

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph
-from graphopt.matching import operands
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.matching import operands
 
 __all__ = ["FoldZeros"]
 

@@ -8,9 +8,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import elementwise_affine
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import (
+from graphopt.passbase import Context, Pass, Promise
+from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.affine import elementwise_affine
+from graphopt.rewrite.matching import (
     data_source,
     dying,
     integers,
@@ -19,8 +21,6 @@ from graphopt.matching import (
     scalar,
     source,
 )
-from graphopt.passbase import Context, Pass, Promise
-from graphopt.rewrite import Refusal, rewrite
 
 __all__ = ["FuseActivations"]
 

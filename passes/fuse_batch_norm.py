@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import AFFINE_OPS, affine_run, constant_affine, in_pieces
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import sole_reader
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.affine import AFFINE_OPS, affine_run, constant_affine, in_pieces
+from graphopt.rewrite.matching import sole_reader
 
 __all__ = ["FuseBatchNorm"]
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import elementwise_affine
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import data_source, dying, is_op, operands, private_source, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
+from graphopt.rewrite.affine import elementwise_affine
+from graphopt.rewrite.matching import data_source, dying, is_op, operands, private_source, source
 
 __all__ = ["FuseGelu"]
 

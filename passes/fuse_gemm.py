@@ -9,9 +9,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import data_source, operands, private_source, sharing
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.matching import data_source, operands, private_source, sharing
 
 __all__ = ["FuseGemm"]
 

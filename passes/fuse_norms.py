@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import AFFINE_OPS, Vector, constant_affine, elementwise_affine
 from graphopt.ir import Array, Edit, Graph, NewNode
-from graphopt.matching import data_source, dying, sharing
-from graphopt.norms import read_norm
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, Rule, rewrite
+from graphopt.rewrite.affine import AFFINE_OPS, Vector, constant_affine, elementwise_affine
+from graphopt.rewrite.matching import data_source, dying, sharing
+from graphopt.rewrite.norms import read_norm
 
 __all__ = ["FuseNorms"]
 

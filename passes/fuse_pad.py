@@ -9,10 +9,10 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import integers, is_op, scalar, sharing, source
 from graphopt.passbase import Context, Pass, Promise
-from graphopt.ramps import never_negative
 from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.matching import integers, is_op, scalar, sharing, source
+from graphopt.rewrite.ramps import never_negative
 
 __all__ = ["FusePad"]
 

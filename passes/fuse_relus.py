@@ -9,12 +9,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import elementwise_affine
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import dying, operands, private_source, source
 from graphopt.passbase import Context, Pass, Promise
-from graphopt.ramps import CLIP_OPS, Ramp, bounds
 from graphopt.rewrite import rewrite
+from graphopt.rewrite.affine import elementwise_affine
+from graphopt.rewrite.matching import dying, operands, private_source, source
+from graphopt.rewrite.ramps import CLIP_OPS, Ramp, bounds
 
 __all__ = ["FuseRelus"]
 

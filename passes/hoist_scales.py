@@ -8,10 +8,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import AFFINE_OPS
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.linear import LINEAR_OPS, linear_layer
-from graphopt.matching import (
+from graphopt.passbase import Context, Pass, Promise
+from graphopt.rewrite import rewrite
+from graphopt.rewrite.affine import AFFINE_OPS
+from graphopt.rewrite.linear import LINEAR_OPS, linear_layer
+from graphopt.rewrite.matching import (
     data_source,
     is_op,
     keeps_shape,
@@ -19,8 +21,6 @@ from graphopt.matching import (
     private_source,
     sharing,
 )
-from graphopt.passbase import Context, Pass, Promise
-from graphopt.rewrite import rewrite
 
 __all__ = ["HoistScales"]
 

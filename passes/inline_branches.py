@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode, as_integers
 from graphopt.passbase import Context, Pass, Promise
-from graphopt.ranks import needed_rank, possible_ranks
 from graphopt.rewrite import RewriteLog, rewrite
+from graphopt.rewrite.ranks import needed_rank, possible_ranks
 
 __all__ = ["InlineBranches"]
 

@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import AFFINE_OPS, constant_affine, elementwise_affine, in_pieces
 from graphopt.ir import Array, Edit, Graph, NewNode
-from graphopt.linear import LINEAR_OPS, linear_layer
-from graphopt.matching import data_source, is_op, sharing
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
+from graphopt.rewrite.affine import AFFINE_OPS, constant_affine, elementwise_affine, in_pieces
+from graphopt.rewrite.linear import LINEAR_OPS, linear_layer
+from graphopt.rewrite.matching import data_source, is_op, sharing
 
 __all__ = ["MergeAffine"]
 

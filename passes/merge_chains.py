@@ -10,9 +10,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import is_op, private_source, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
+from graphopt.rewrite.matching import is_op, private_source, source
 
 __all__ = ["MergeChains"]
 

@@ -9,12 +9,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import Vector
 from graphopt.ir import Edit, Graph
-from graphopt.linear import LinearLayer, layer_bias, linear_layer, rebuild
-from graphopt.matching import sharing, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.affine import Vector
+from graphopt.rewrite.linear import LinearLayer, layer_bias, linear_layer, rebuild
+from graphopt.rewrite.matching import sharing, source
 
 __all__ = ["MergeLayers"]
 

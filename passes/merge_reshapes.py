@@ -9,10 +9,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import integers, is_op, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, Rule, rewrite
-from graphopt.shaping import reshape_target
+from graphopt.rewrite.matching import integers, is_op, source
+from graphopt.rewrite.shaping import reshape_target
 
 __all__ = ["MergeReshapes"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import is_op, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
-from graphopt.windows import forward_slices
+from graphopt.rewrite.matching import is_op, source
+from graphopt.rewrite.windows import forward_slices
 
 __all__ = ["MergeSlices"]
 

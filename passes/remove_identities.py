@@ -8,9 +8,9 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph
-from graphopt.noops import PASSED_ON
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.noops import PASSED_ON
 
 __all__ = ["RemoveIdentities"]
 

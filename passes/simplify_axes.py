@@ -9,9 +9,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode
-from graphopt.matching import integers, source
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
+from graphopt.rewrite.matching import integers, source
 
 __all__ = ["SimplifyAxes"]
 

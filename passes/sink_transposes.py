@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphopt.ir import Edit, Graph
-from graphopt.islands import Island, islands, order_of, reorder
-from graphopt.layouts import inverse
 from graphopt.passbase import Context, Pass, Promise
+from graphopt.rewrite.islands import Island, islands, order_of, reorder
+from graphopt.rewrite.layouts import inverse
 
 __all__ = ["SinkTransposes"]
 

@@ -11,7 +11,7 @@ import onnx.printer
 import onnxruntime as ort
 
 from graphopt.ir import Graph
-from graphopt.manager.base import Context, Pass
+from graphopt.passbase import Context, Pass
 
 __all__ = [
     "apply_pass",

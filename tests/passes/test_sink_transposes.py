@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graphopt.layouts import MOVES
+from graphopt.rewrite.layouts import MOVES
 from passes.sink_transposes import SinkTransposes
 from tests.asserting import assert_rewrites, assert_unchanged
 

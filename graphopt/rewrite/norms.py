@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Graph
-from graphopt.matching import data_source, integers, operands, scalar, source
+from graphopt.rewrite.matching import data_source, integers, operands, scalar, source
 
 __all__ = ["Norm", "read_norm"]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Graph
-from graphopt.matching import integers, is_op
+from graphopt.rewrite.matching import integers, is_op
 
 __all__ = ["needed_rank", "possible_ranks"]
 

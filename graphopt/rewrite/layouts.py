@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Graph
-from graphopt.matching import integers, is_op
+from graphopt.rewrite.matching import integers, is_op
 
 __all__ = ["Change", "Move", "Order", "inverse", "movement", "then"]
 

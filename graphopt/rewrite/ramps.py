@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import AFFINE_OPS, elementwise_affine
 from graphopt.ir import Graph
-from graphopt.matching import is_op, keeps_shape, operands, private_source, scalar, source
+from graphopt.rewrite.affine import AFFINE_OPS, elementwise_affine
+from graphopt.rewrite.matching import is_op, keeps_shape, operands, private_source, scalar, source
 
 __all__ = ["CLIP_OPS", "RAMP_OPS", "Ramp", "bounds", "never_negative", "ramp"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Graph
-from graphopt.matching import integers
+from graphopt.rewrite.matching import integers
 
 __all__ = ["forward_slices"]
 

@@ -1,11 +1,11 @@
-"""graphopt.windows: what a Slice takes of each axis."""
+"""graphopt.rewrite.windows: what a Slice takes of each axis."""
 
 from __future__ import annotations
 
 import pytest
 
 from graphopt.ir import Graph
-from graphopt.windows import forward_slices
+from graphopt.rewrite.windows import forward_slices
 from tests.asserting import parse
 
 BOUNDS = """b = Constant <value_ints=[1,-2]> () e = Constant <value_ints=[4,99]> ()

@@ -9,8 +9,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Graph
-from graphopt.matching import integers, keeps_shape
-from graphopt.shaping import count_open, equal_shapes
+from graphopt.rewrite.matching import integers, keeps_shape
+from graphopt.rewrite.shaping import count_open, equal_shapes
 
 __all__ = ["PASSED_ON"]
 

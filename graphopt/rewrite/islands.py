@@ -1,6 +1,6 @@
 """Islands: sets of tensors that can change the order of their axes together.
 
-The nodes between an island's tensors follow any order (graphopt.layouts); at its border stand
+The nodes between an island's tensors follow any order (graphopt.rewrite.layouts); at its border stand
 Transposes, which a change of order may make superfluous, and other nodes, which need the old
 order back.
 """
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Edit, Graph, NewNode
-from graphopt.layouts import Change, Move, Order, inverse, movement, then
-from graphopt.matching import is_op
+from graphopt.rewrite.layouts import Change, Move, Order, inverse, movement, then
+from graphopt.rewrite.matching import is_op
 
 __all__ = ["Island", "Reordering", "islands", "order_of", "reorder"]
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.affine import Affine, Vector
 from graphopt.ir import Array, Edit, Graph, NewNode
-from graphopt.matching import is_op
+from graphopt.rewrite.affine import Affine, Vector
+from graphopt.rewrite.matching import is_op
 
 __all__ = [
     "LINEAR_OPS",

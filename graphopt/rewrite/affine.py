@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Graph
-from graphopt.matching import data_source, is_op, keeps_shape, operands, sharing, source
+from graphopt.rewrite.matching import data_source, is_op, keeps_shape, operands, sharing, source
 
 __all__ = [
     "AFFINE_OPS",
