@@ -115,7 +115,7 @@ class Scale(Pass):
         weight = graph.nodes[0].inputs[1].name
         array = graph.constant(weight)
         assert array is not None, "the first Conv has constant weights"
-        graph.set_constant(weight, np.asarray(array * np.float32(self.factor)))
+        graph.set_constant(weight, np.multiply(array, self.factor, dtype=np.float32))
 
 
 @dataclass(frozen=True)
