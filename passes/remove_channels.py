@@ -2,61 +2,114 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from graphopt.coupling import Coupling, couple, explain, mask, prepare, remove
-from graphopt.coupling.importance import IMPORTANCES
-from graphopt.coupling.selection import select
+from graphopt.coupling import Coupling, Family, couple, explain, mask, prepare, remove
+from graphopt.coupling.allocation import (
+    Allocation,
+    Candidates,
+    Fitted,
+    by_error,
+    by_score,
+    fit,
+    uniform,
+)
+from graphopt.coupling.importance import COMBINATIONS, IMPORTANCES, importance
+from graphopt.coupling.removal import Plan
+from graphopt.coupling.statistics import Statistics
+from graphopt.coupling.work import bytes_of, macs_of
+from graphopt.data import Dataset
 from graphopt.errors import BudgetError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Note, Pass, Promise
+from graphopt.runtime import runnable_feeds
+from graphopt.runtime.calibrating import calibrate
+from graphopt.runtime.scanning import errors_of_outputs, fit_latency, latency_ratio, scan
 
 __all__ = ["RemoveChannels"]
 
-_ALLOCATIONS = ("uniform",)
+_DEFAULT_RATIO = 0.5
+_SCANNED = (0.25, 0.5, 0.75)
+"""Fractions of a family that a sensitivity scan cuts."""
 
 
 @dataclass(frozen=True)
 class RemoveChannels(Pass):
     """Remove whole channels everywhere they reach.
 
-    In every family of coupled channels the fraction `ratio` goes, those with the least
-    `importance` (l1 or l2 norm of the weights they run through). `allocation` is uniform: every
-    family loses the same fraction. What stays is rounded up to a multiple of `align`, and never
-    less than one channel per family.
+    Channels that are coupled go together; alike ones form a family, in which those with the least
+    `importance` go. `graphopt inspect` lists the families.
+
+    How many go: the fraction `ratio` of all channels (0.5 if nothing is said), or so many that at
+    most the fraction `macs` of the multiply-accumulates, `bytes` of the weights' bytes, or
+    `latency` of the time that one run takes in ONNX Runtime here is left. Which families lose how
+    much is the `allocation`: uniform (all the same fraction), global (one threshold on the scores
+    for all), sensitivity (all cost the same output error on calibration inputs, or the same loss
+    of the metric with sensitivity-metric, each cut alone). A latency budget weighs what
+    each family's widths were measured to save against the importance that they lose.
+
+    `importance`, from the weights: l1, l2, geometric-median, batch-norm-scale, random; from
+    `samples` calibration inputs: apoz, mean-activation, activation-variance, hessian-diagonal,
+    reconstruction, reconstruction-forward, lasso. The scores of the tensors that a channel runs
+    through, each with a mean of 1, are combined by `combine`: sum, mean or max.
+
+    What stays of a family is rounded up to a multiple of `align`; at least one channel stays, and
+    at least the fraction `floor` where an allocation or a budget decides. `families` are patterns
+    of names, such as ["layer1.*", "!layer1.0.*"]; with "!" they are left alone.
     """
 
     name: ClassVar[str] = "remove-channels"
     promise: ClassVar[Promise] = Promise.CUT
-    ratio: float = 0.5
-    align: int = 1
+    ratio: float | None = None
+    macs: float | None = None
+    bytes: float | None = None
+    latency: float | None = None
     importance: str = "l2"
-    allocation: str = "uniform"
+    combine: str = "mean"
+    allocation: Literal["uniform", "global", "sensitivity", "sensitivity-metric"] = "uniform"
+    align: int = 1
+    floor: float = 0.1
+    families: tuple[str, ...] = ()
+    samples: int = 512
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.ratio < 1.0:
-            raise RecipeError(f"{self.name}: ratio must be between 0 and 1, got {self.ratio}")
-        if self.align < 1:
-            raise RecipeError(f"{self.name}: align must be at least 1, got {self.align}")
+        given = self._amounts()
+        for key, value in given.items():
+            if not 0.0 < value < 1.0:
+                raise RecipeError(f"{self.name}: {key} must be between 0 and 1, got {value}")
+        if len(given) > 1:
+            raise RecipeError(f"{self.name}: give one of {' and '.join(given)}, not several")
+        if self.latency is not None and self.allocation != "uniform":
+            raise RecipeError(f"{self.name}: a latency budget allocates by itself; drop allocation")
+        for key, number in (("align", self.align), ("samples", self.samples)):
+            if number < 1:
+                raise RecipeError(f"{self.name}: {key} must be at least 1, got {number}")
+        if not 0.0 <= self.floor < 1.0:
+            raise RecipeError(f"{self.name}: floor must be from 0 to below 1, got {self.floor}")
         _check("importance", self.importance, tuple(IMPORTANCES))
-        _check("allocation", self.allocation, _ALLOCATIONS)
+        _check("combine", self.combine, tuple(COMBINATIONS))
+
+    def _amounts(self) -> dict[str, float]:
+        """The option that says how much goes, if one does."""
+        options = {
+            "ratio": self.ratio, "macs": self.macs, "bytes": self.bytes, "latency": self.latency
+        }  # fmt: skip
+        return {key: value for key, value in options.items() if value is not None}
 
     def run(self, graph: Graph, context: Context) -> None:
         prepare(graph)
         coupling = couple(graph)
         if not coupling.families:
             raise BudgetError(f"{self.name}: {_why_nothing(coupling)}")
-        plan = {}
-        for family in coupling.families:
-            scores = IMPORTANCES[self.importance](family, graph, {})
-            kept = select(family, scores, self.ratio, align=self.align)
-            if len(kept) < family.size:
-                plan[family.name] = kept
-        record = remove(graph, coupling, plan)
-        families: dict[str, Note] = {name: kept.tolist() for name, kept in plan.items()}
+        candidates = self._candidates(coupling, context)
+        fitted = self._fitted(coupling, candidates, context)
+        record = remove(graph, coupling, fitted.plan)
+        families: dict[str, Note] = {name: kept.tolist() for name, kept in fitted.plan.items()}
         context.notes["families"] = families
         context.notes["channels"] = {
             name: {str(axis): _note(kept) for axis, kept in axes.items()}
@@ -64,6 +117,9 @@ class RemoveChannels(Pass):
         }
         blurred = [family.blur for family in coupling.families if not family.exact]
         context.notes["reads_kept_channels_only"] = list(dict.fromkeys(blurred))
+        context.notes["left"] = fitted.left
+        if not fitted.met:
+            context.notes["unmet"] = [self._unmet(coupling, candidates, fitted)]
 
     def reference(self, before: Graph, context: Context) -> Graph:
         graph = before.clone()
@@ -72,12 +128,144 @@ class RemoveChannels(Pass):
         assert isinstance(plan, dict), "run has noted which channels stay"
         return mask(couple(graph), {name: np.asarray(kept) for name, kept in plan.items()})
 
+    def _candidates(self, coupling: Coupling, context: Context) -> Candidates:
+        """Score the families that are asked for; those the criterion cannot score stay whole."""
+        families = _matching(coupling, self.families)
+        statistics = self._statistics(coupling, families, context)
+        scores = {}
+        for family in families:
+            found = importance(self.importance, family, coupling.graph, statistics, self.combine)
+            if found is not None:
+                scores[family.name] = found
+        unscored: list[Note] = [family.name for family in families if family.name not in scores]
+        criterion = IMPORTANCES[self.importance]
+        if not scores:
+            raise RecipeError(
+                f"{self.name}: importance {self.importance!r} scores no family; of "
+                f"{families[0].name!r} {criterion.lacks}"
+            )
+        if unscored:
+            context.notes["unscored"] = {criterion.lacks: unscored}
+        scored = [family for family in families if family.name in scores]
+        plain = self.allocation == "uniform" and not self._amounts().keys() - {"ratio"}
+        return Candidates(scored, scores, self.align, 0.0 if plain else self.floor)
+
+    def _statistics(
+        self, coupling: Coupling, families: Sequence[Family], context: Context
+    ) -> Statistics:
+        needs = IMPORTANCES[self.importance].needs
+        if needs is None:
+            return Statistics(seed=context.seed)
+        data = self._inputs(context, f"importance {self.importance!r}")
+        return calibrate(
+            coupling,
+            families,
+            data,
+            {needs},
+            seed=context.seed,
+            threads=context.threads,
+            progress=lambda part: context.progress("measuring channels", part),
+        )
+
+    def _inputs(self, context: Context, who: str) -> Dataset:
+        if context.calibration is None:
+            raise RecipeError(
+                f"{self.name}: {who} needs inputs to calibrate on; give --data (no labels needed)"
+            )
+        return context.calibration.take(self.samples)
+
+    def _fitted(self, coupling: Coupling, candidates: Candidates, context: Context) -> Fitted:
+        amounts = self._amounts()
+        if self.latency is not None:
+            feeds = self._feeds(coupling.graph, context)
+            judge = latency_ratio(coupling.graph, feeds, threads=context.threads)
+            return fit_latency(
+                candidates,
+                judge,
+                self.latency,
+                lambda part: context.progress("timing families", part),
+            )
+        allocation = self._allocation(coupling, candidates, context)
+        if "macs" in amounts or "bytes" in amounts:
+            work = macs_of(coupling) if "macs" in amounts else bytes_of(coupling)
+            return fit(candidates, allocation, work.left, next(iter(amounts.values())))
+        ratio = amounts.get("ratio", _DEFAULT_RATIO)
+        if self.allocation == "uniform":
+            plan = candidates.plan(allocation(ratio))
+            return Fitted(plan, candidates.left(plan), met=True)
+        return fit(candidates, allocation, candidates.left, 1 - ratio)
+
+    def _allocation(
+        self, coupling: Coupling, candidates: Candidates, context: Context
+    ) -> Allocation:
+        if self.allocation == "uniform":
+            return uniform(candidates)
+        if self.allocation == "global":
+            return by_score(candidates)
+        judge = self._judge(coupling, context)
+        curves = scan(
+            candidates,
+            _SCANNED,
+            judge,
+            lambda part: context.progress("scanning families", part),
+        )
+        return by_error(candidates, curves)
+
+    def _judge(self, coupling: Coupling, context: Context) -> Callable[[Plan], float]:
+        if self.allocation == "sensitivity":
+            inputs = self._inputs(context, "allocation 'sensitivity'")
+            return errors_of_outputs(coupling, inputs, threads=context.threads)
+        evaluate = context.evaluate
+        if evaluate is None:
+            raise RecipeError(
+                f"{self.name}: allocation 'sensitivity-metric' needs a metric; give --data"
+            )
+        whole = evaluate(coupling.graph)
+        return lambda plan: abs(evaluate(mask(coupling, plan)) - whole)
+
+    def _feeds(self, graph: Graph, context: Context) -> Mapping[str, np.ndarray]:
+        if context.calibration is None:
+            return runnable_feeds(graph, context.seed).arrays
+        return next(iter(context.calibration.batches(1)))
+
+    def _unmet(self, coupling: Coupling, candidates: Candidates, fitted: Fitted) -> str:
+        (option, wanted), *_ = self._amounts().items()
+        text = f"{option} {wanted:g}: the least that a cut was found to leave is {fitted.left:.3f}"
+        whole = [family for family in coupling.frozen if coupling.held[family.name].macs]
+        largest = max(whole, key=lambda family: coupling.held[family.name].macs, default=None)
+        if largest is not None:
+            text += f"; {largest.name!r}, the largest that stays whole, is held by "
+            text += explain(largest)
+        left_out = len(coupling.families) - len(candidates.families)
+        if left_out:
+            text += f"; {left_out} families were left out"
+        return f"{text}; floor keeps {self.floor:g} of every family"
+
 
 def _check(option: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise RecipeError(
             f"remove-channels: {option} must be one of {', '.join(known)}, got {value!r}"
         )
+
+
+def _matching(coupling: Coupling, patterns: Sequence[str]) -> list[Family]:
+    """The families that patterns name; a pattern that names none is an error."""
+    for pattern in patterns:
+        bare = pattern.removeprefix("!")
+        if not fnmatch.filter((family.name for family in coupling.families), bare):
+            coupling.family(bare)  # says why, where it is frozen or unknown
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
+    unwanted = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    found = [
+        family
+        for family in coupling.families
+        if any(fnmatch.fnmatchcase(family.name, pattern) for pattern in wanted)
+        and not any(fnmatch.fnmatchcase(family.name, pattern) for pattern in unwanted)
+    ]
+    if not found:
+        raise RecipeError("remove-channels: families leaves no family to cut")
+    return found
 
 
 def _note(kept: list[int] | list[list[int]]) -> Note:

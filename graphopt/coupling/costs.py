@@ -17,7 +17,7 @@ from graphopt.ir import Graph
 if TYPE_CHECKING:
     from graphopt.coupling.families import Family
 
-__all__ = ["Held", "held"]
+__all__ = ["Held", "held", "work_axes"]
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ def _macs(graph: Graph, wiring: Wiring, owner: np.ndarray, count: int) -> np.nda
     for node in graph.nodes:
         name = next((tensor.name for tensor in node.outputs if tensor.name), node.name)
         if costs.get(name):
-            total += costs[name] * _share(tuple(_work_axes(node, wiring)), owner, count)
+            total += costs[name] * _share(tuple(work_axes(node, wiring)), owner, count)
     return total
 
 
-def _work_axes(node: gs.Node, wiring: Wiring) -> Iterator[Axis]:
+def work_axes(node: gs.Node, wiring: Wiring) -> Iterator[Axis]:
     """The axes a node's work is proportional to: its output's, and the one it sums over."""
     yield from wiring.axes.get(node.outputs[0].name) or ()
     index, place = _CONTRACTED.get(operator(node), (-1, 0))

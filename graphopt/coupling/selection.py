@@ -8,7 +8,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from graphopt.coupling.families import Family
 
-__all__ = ["select"]
+__all__ = ["aligned", "best", "select"]
 
 
 def select(
@@ -16,12 +16,24 @@ def select(
 ) -> npt.NDArray[np.int64]:
     """The channels with the highest scores, a fraction `ratio` of them less, at least one.
 
-    With `align` the number that stays is rounded up to a multiple of it. Groups that must keep
-    equally many do, at the nearest number to the one asked for.
+    With `align` the number that stays is rounded up to a multiple of it.
     """
-    wanted = max(1, round(family.size * (1 - ratio)))
+    return best(family, scores, aligned(family, round(family.size * (1 - ratio)), align))
+
+
+def aligned(family: Family, wanted: int, align: int) -> int:
+    """A width from one channel to all, rounded up to a multiple of `align` where that is less."""
+    wanted = min(max(1, wanted), family.size)
     if family.size > align:
         wanted = min(family.size, -(-wanted // align) * align)
+    return wanted
+
+
+def best(family: Family, scores: npt.NDArray[np.floating], wanted: int) -> npt.NDArray[np.int64]:
+    """So many channels, those with the highest scores, in their order.
+
+    Groups that must keep equally many do, at the nearest number to the one asked for.
+    """
     order = np.argsort(-scores, kind="stable")
     if not family.even:
         return np.sort(order[:wanted])

@@ -14,7 +14,7 @@ from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.manager.gate import Gate
 from graphopt.manager.judge import Judge, input_specs, split_data
-from graphopt.manager.record import Measured, Report, Size, size_of
+from graphopt.manager.record import Measured, PassRecord, Report, Size, size_of
 from graphopt.manager.stages import Outcome, Runner, Silent, Watcher
 from graphopt.manager.workspace import Workspace, stage_key
 from graphopt.passbase import Need, Promise
@@ -172,6 +172,7 @@ class PassManager:
             for record in outcome.records
             if not record.accepted and record.promise != Promise.EXACT
         ]
+        unmet.extend(_short_of(outcome.records))
         value = None if judge is None else judge.evaluate(outcome.graph)
         baseline = Measured(before, metric=judge.baseline if judge else None)
         result = Measured(size_of(outcome.graph), metric=value)
@@ -220,6 +221,14 @@ def _rows(stages: Sequence[Stage]) -> Iterator[tuple[Stage, ...]]:
         yield (stage,)
     if row:
         yield tuple(row)
+
+
+def _short_of(records: Sequence[PassRecord]) -> Iterator[str]:
+    """What accepted passes did not reach, as they say in their note `unmet`."""
+    for record in records:
+        reasons = record.notes.get("unmet")
+        if record.accepted and isinstance(reasons, list):
+            yield from (f"{record.name}: {reason}" for reason in reasons)
 
 
 def _missed(timing: BenchResult, request: Request) -> Iterator[str]:

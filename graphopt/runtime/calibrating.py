@@ -1,0 +1,155 @@
+"""Measure families of channels on calibration inputs: one run, nothing kept but sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.coupling import Coupling, Family
+from graphopt.coupling.statistics import Activation, Measure, Reading, Statistics
+from graphopt.data import Dataset
+from graphopt.errors import DataError
+from graphopt.runtime.contributions import Gathering, readers
+from graphopt.runtime.observing import observe
+
+__all__ = ["calibrate"]
+
+_BATCH = 32
+
+_Floats = npt.NDArray[np.float64]
+
+
+class _Moments:
+    """Mean, variance and more of every index of one axis, merged batch by batch (Chan 1979)."""
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis
+        self._count = 0
+        self._mean: _Floats = np.zeros(1)
+        self._spread: _Floats = np.zeros(1)
+        self._absolute: _Floats = np.zeros(1)
+        self._zeros: _Floats = np.zeros(1)
+
+    def update(self, array: np.ndarray) -> None:
+        size = array.shape[self._axis]
+        outer = int(np.prod(array.shape[: self._axis], dtype=np.int64))
+        cube = array.astype(np.float32, copy=False).reshape(outer, size, -1)
+        count = outer * cube.shape[2]
+        mean = cube.mean(axis=(0, 2), dtype=np.float64)
+        centred = cube - mean.astype(np.float32)[:, np.newaxis]
+        spread = np.einsum("anb,anb->n", centred, centred).astype(np.float64)
+        step, total = mean - self._mean, self._count + count
+        self._spread = self._spread + spread + step**2 * (self._count * count / total)
+        self._mean = self._mean + step * (count / total)
+        self._absolute = self._absolute + np.abs(cube).sum(axis=(0, 2), dtype=np.float64)
+        self._zeros = self._zeros + np.count_nonzero(cube == 0, axis=(0, 2))
+        self._count = total
+
+    def of(self, tensor: str, average: Callable[[_Floats], _Floats], *, read: bool) -> Activation:
+        return Activation(
+            tensor,
+            read,
+            average(self._mean),
+            average(self._spread / self._count),
+            average(self._absolute / self._count),
+            average(self._zeros / self._count),
+        )
+
+
+def calibrate(
+    coupling: Coupling,
+    families: Sequence[Family],
+    dataset: Dataset,
+    measures: Collection[Measure],
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Statistics:
+    """Run the coupled graph over a data set and measure what is wanted of some families.
+
+    Raises DataError for activations that are not finite, and for too few inputs.
+    """
+    moments = _moments(coupling, families) if Measure.ACTIVATIONS in measures else {}
+    rng = np.random.default_rng(seed)
+    gathered: dict[str, list[Gathering]] = {}
+    if Measure.READINGS in measures:
+        for family in families:
+            gathered[family.name] = [
+                Gathering(coupling.graph, node, member, family.size, rng)
+                for node, member in readers(coupling, family)
+            ]
+    by_tensor: dict[str, list[_Moments | Gathering]] = {}
+    for (tensor, _), moment in moments.items():
+        by_tensor.setdefault(tensor, []).append(moment)
+    for gathering in (entry for entries in gathered.values() for entry in entries):
+        by_tensor.setdefault(gathering.tensor, []).append(gathering)
+    done = 0
+    for batch in observe(
+        coupling.graph, list(by_tensor), dataset, batch_size=_BATCH, threads=threads
+    ):
+        for tensor, array in batch.items():
+            for entry in by_tensor[tensor]:
+                entry.update(array)
+        done += _BATCH
+        progress(min(1.0, done / len(dataset)))
+    _check_rows(families, gathered, dataset)
+    return Statistics(
+        {family.name: _activations(coupling, family, moments) for family in families},
+        {name: tuple(_readings(entries)) for name, entries in gathered.items()},
+        seed,
+    )
+
+
+def _moments(coupling: Coupling, families: Sequence[Family]) -> dict[tuple[str, int], _Moments]:
+    found: dict[tuple[str, int], _Moments] = {}
+    for family in families:
+        for member in coupling.activations(family):
+            dtype = coupling.graph.dtype(member.tensor)
+            if dtype is not None and dtype.kind == "f" and coupling.graph.producer(member.tensor):
+                found.setdefault((member.tensor, member.axis), _Moments(member.axis))
+    return found
+
+
+def _activations(
+    coupling: Coupling, family: Family, moments: dict[tuple[str, int], _Moments]
+) -> tuple[Activation, ...]:
+    read = {member.tensor for _, member in readers(coupling, family)}
+    found = []
+    for member in coupling.activations(family):
+        moment = moments.get((member.tensor, member.axis))
+        if moment is None:
+            continue
+        counts = np.bincount(member.channels, minlength=family.size)
+
+        def average(
+            values: _Floats,
+            places: npt.NDArray[np.int64] = member.places,
+            channels: npt.NDArray[np.int64] = member.channels,
+            counts: npt.NDArray[np.int64] = counts,
+        ) -> _Floats:
+            sums = np.bincount(channels, weights=values[places], minlength=len(counts))
+            return np.asarray(sums / np.maximum(counts, 1), np.float64)
+
+        found.append(moment.of(member.tensor, average, read=member.tensor in read))
+    return tuple(found)
+
+
+def _readings(entries: Sequence[Gathering]) -> list[Reading]:
+    return [entry.reading() for entry in entries]
+
+
+def _check_rows(
+    families: Sequence[Family], gathered: dict[str, list[Gathering]], dataset: Dataset
+) -> None:
+    """Fewer patches than channels leave it open what most channels contribute."""
+    for family in families:
+        for entry in gathered.get(family.name, ()):
+            if entry.rows < family.size:
+                needed = -(-len(dataset) * family.size // max(entry.rows, 1))
+                raise DataError(
+                    f"calibrate: {len(dataset)} inputs are too few to judge the {family.size} "
+                    f"channels of {family.name!r}; give at least {needed}"
+                )
