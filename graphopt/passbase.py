@@ -67,7 +67,7 @@ class Context:
 
     def record(self, log: RewriteLog) -> None:
         """Note how often each rule was applied, and what was refused and why."""
-        self.notes["applied"] = {rule: count for rule, count in sorted(log.applied.items())}
+        self.notes["applied"] = dict[str, Note](sorted(log.applied.items()))
         self.notes["refused"] = [
             f"{refusal.rule}, {refusal.node}: {refusal.reason}" for refusal in log.refusals
         ]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from graphopt.cli.options import json_option, write_json
+from graphopt.cli.options import json_option, read_graph, write_json
 from graphopt.cli.show import print_table
 from graphopt.cost import cost
 from graphopt.ir import Graph
+from graphopt.manager import size_of_source
 from graphopt.passbase import Note
 
 __all__ = ["inspect"]
@@ -23,16 +24,16 @@ def inspect(model: Path, json_file: Path | None) -> int:
 
     MACs are multiply-accumulates for a batch of one; operators that could not be costed are named.
     """
-    graph = Graph.load(model)
-    assert graph.source is not None, "a loaded graph knows its source"
+    graph = read_graph(model)
+    file = size_of_source(graph)
     found = cost(graph)
     print_table("", ["tensor", "type", "shape"], _tensors(graph), left=3)
     totals = [
-        ("nodes", f"{graph.source.nodes:,}"),
+        ("nodes", f"{file.nodes:,}"),
         ("nodes once shape arithmetic is folded", f"{found.nodes:,}"),
         ("parameters", f"{found.parameters:,}"),
         ("MACs", f"{found.macs:,}"),
-        ("file (bytes)", f"{graph.source.size_bytes:,}"),
+        ("file (bytes)", f"{file.bytes:,}"),
         ("operator set", ", ".join(f"{d or 'onnx'} {v}" for d, v in graph.domains.items())),
     ]
     if found.uncosted:
@@ -57,7 +58,7 @@ def _tensors(graph: Graph) -> list[list[str]]:
 
 
 def _document(model: Path, graph: Graph) -> dict[str, Note]:
-    assert graph.source is not None, "a loaded graph knows its source"
+    file = size_of_source(graph)
     found = cost(graph)
 
     def described(names: tuple[str, ...]) -> list[Note]:
@@ -72,11 +73,11 @@ def _document(model: Path, graph: Graph) -> dict[str, Note]:
 
     return {
         "model": str(model),
-        "nodes": graph.source.nodes,
+        "nodes": file.nodes,
         "folded_nodes": found.nodes,
         "parameters": found.parameters,
         "macs": found.macs,
-        "bytes": graph.source.size_bytes,
+        "bytes": file.bytes,
         "operators": dict(found.operators),
         "uncosted": dict(found.uncosted),
         "domains": dict(graph.domains),

@@ -53,7 +53,8 @@ class _Verbs(click.Group):
 def cli(verbose: int) -> None:
     """Make a trained network smaller and faster; every step is checked, every gain measured.
 
-    MODEL is an ONNX file. The input file is never changed.
+    MODEL is an ONNX file, or file.py:factory, a function that returns a PyTorch module and its
+    example inputs. The input file is never changed.
 
     Shell completion: eval "$(_GRAPHOPT_COMPLETE=bash_source graphopt)" (or zsh_source,
     fish_source).

@@ -12,12 +12,13 @@ from graphopt.cli.options import (
     data_option,
     json_option,
     preprocess_option,
+    read_graph,
     seed_option,
     threads_option,
     write_json,
 )
 from graphopt.cli.show import change, print_table
-from graphopt.data import Dataset
+from graphopt.data import Dataset, is_function_name
 from graphopt.data import open as open_data
 from graphopt.errors import DataError, ModelError
 from graphopt.ir import Graph
@@ -47,11 +48,12 @@ def bench(
     json_file: Path | None,
 ) -> int:
     """Time MODEL in ONNX Runtime; with --against, in interleaved pairs, so that ratios hold."""
-    graph = Graph.load(model)
+    graph = read_graph(model)
     feeds = runnable_feeds(graph, seed, batch=batch).arrays
     plan = BenchPlan(threads=threads, seed=seed, memory=True)
     results = {
-        other: run_bench(model, other, feeds=feeds, plan=plan) for other in (against or (None,))
+        other: run_bench(_openable(model), other and _openable(other), feeds=feeds, plan=plan)
+        for other in (against or (None,))
     }
     first = next(iter(results.values()))
     rows = [_row(model, first.a, None)]
@@ -63,6 +65,11 @@ def bench(
     if json_file is not None:
         write_json(json_file, _bench_document(model, results, batch, threads))
     return 0
+
+
+def _openable(model: Path) -> Path | Graph:
+    """A file as it is, or what a factory gives."""
+    return read_graph(model) if is_function_name(str(model)) else model
 
 
 def _row(model: Path, latency: Latency, result: BenchResult | None) -> list[str]:
@@ -120,7 +127,7 @@ def compare(
     json_file: Path | None,
 ) -> int:
     """Compare A, the reference, with B: structure, outputs, and with --data the metric."""
-    one, other = Graph.load(a), Graph.load(b)
+    one, other = read_graph(a), read_graph(b)
     if one.outputs != other.outputs or one.inputs != other.inputs:
         raise ModelError(
             f"compare: {a.name} has inputs {list(one.inputs)} and outputs {list(one.outputs)}, "
@@ -145,7 +152,10 @@ def compare(
 
 
 def _outputs(a: Path, b: Path, feeds: Mapping[str, np.ndarray]) -> Comparison:
-    with Session.open(a, optimize="none") as one, Session.open(b, optimize="none") as other:
+    with (
+        Session.open(_openable(a), optimize="none") as one,
+        Session.open(_openable(b), optimize="none") as other,
+    ):
         names = [port.name for port in one.outputs]
         return compare_outputs(one.run(feeds), other.run(feeds), names)
 
@@ -191,7 +201,7 @@ def _show_outputs(found: Comparison) -> None:
 def _metric(
     a: Path, b: Path, dataset: Dataset, name: str | None
 ) -> tuple[str, float, float, float]:
-    with Session.open(a) as one, Session.open(b) as other:
+    with Session.open(_openable(a)) as one, Session.open(_openable(b)) as other:
         outputs = one.run(next(iter(dataset.batches(2))))
         metric: Metric = choose(name, has_labels=dataset.labels is not None, outputs=outputs)
         before = metric.evaluate(one.run, dataset, one.run)

@@ -12,6 +12,7 @@ from graphopt.cli.options import (
     data_option,
     json_option,
     preprocess_option,
+    read_graph,
     read_latency,
     seed_option,
     threads_option,
@@ -98,9 +99,8 @@ def _run(job: Job) -> int:
 
     from graphopt import data as datasets
     from graphopt.cli.show import Progress, show_report
-    from graphopt.ir import Graph
 
-    graph = Graph.load(job.model)
+    graph = read_graph(job.model)
     inputs = job.data and datasets.open(job.data, preprocess=job.preprocess, seed=job.seed)
     measured = job.eval_data or (job.data and datasets.held_out(job.data))
     held_out = measured and datasets.open(measured, preprocess=job.preprocess, seed=job.seed)

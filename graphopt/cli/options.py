@@ -6,16 +6,21 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from graphopt.errors import RecipeError, TargetError
-from graphopt.passbase import Note
+
+if TYPE_CHECKING:
+    from graphopt.ir import Graph
+    from graphopt.passbase import Note
 
 __all__ = [
     "data_option",
     "json_option",
     "preprocess_option",
+    "read_graph",
     "read_latency",
     "seed_option",
     "threads_option",
@@ -54,6 +59,18 @@ def read_latency(text: str) -> tuple[float, bool]:
             f"--target-latency: {text!r} is neither a ratio as 0.5x nor a time as 3ms"
         )
     return float(match["number"]), match["unit"] == "x"
+
+
+def read_graph(model: Path) -> Graph:
+    """Load MODEL: an ONNX file, or file.py:factory, whose function returns a module and inputs."""
+    from graphopt.data import is_function_name
+    from graphopt.ir import Graph
+
+    if is_function_name(str(model)):
+        from graphopt.frontend import load_model
+
+        return load_model(str(model))
+    return Graph.load(model)
 
 
 def write_json(path: Path, document: Mapping[str, Note]) -> None:

@@ -8,6 +8,15 @@ from __future__ import annotations
 from graphopt.data.dataset import Dataset, Source
 from graphopt.data.inputs import InputSpec
 from graphopt.data.spec import held_out, open  # noqa: A004
-from graphopt.data.userfile import load_function, user_code
+from graphopt.data.userfile import is_function_name, load_function, user_code
 
-__all__ = ["Dataset", "InputSpec", "Source", "held_out", "load_function", "open", "user_code"]
+__all__ = [
+    "Dataset",
+    "InputSpec",
+    "Source",
+    "held_out",
+    "is_function_name",
+    "load_function",
+    "open",
+    "user_code",
+]

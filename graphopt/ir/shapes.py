@@ -123,6 +123,12 @@ def infer_node(
         outputs = shape_inference.infer_node_outputs(
             schema, node, types, data, opset_imports=imports, ir_version=ir_version
         )
-    except (onnx.defs.SchemaError, shape_inference.InferenceError, RuntimeError, KeyError):
+    except (
+        onnx.defs.SchemaError,
+        shape_inference.InferenceError,
+        RuntimeError,
+        KeyError,
+        onnx.checker.ValidationError,
+    ):
         return {}
     return {name: info_of(proto) for name, proto in outputs.items()}

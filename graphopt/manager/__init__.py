@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphopt.manager.gate import TOLERANCES, Gate, Verdict
 from graphopt.manager.judge import input_specs
 from graphopt.manager.manager import PassManager, Request, Result
-from graphopt.manager.record import Measured, PassRecord, Report, Size, size_of
+from graphopt.manager.record import Measured, PassRecord, Report, Size, size_of, size_of_source
 from graphopt.manager.stages import PassFailure, Silent, Watcher
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "Watcher",
     "input_specs",
     "size_of",
+    "size_of_source",
 ]

@@ -14,7 +14,7 @@ from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.manager.gate import Gate
 from graphopt.manager.judge import Judge, input_specs, split_data
-from graphopt.manager.record import Measured, PassRecord, Report, Size, size_of
+from graphopt.manager.record import Measured, PassRecord, Report, Size, size_of, size_of_source
 from graphopt.manager.stages import Outcome, Runner, Silent, Watcher
 from graphopt.manager.workspace import Workspace, stage_key
 from graphopt.passbase import Need, Promise
@@ -110,7 +110,7 @@ class PassManager:
         judge = self._judge(graph, held_out, request)
         runner = Runner(graph, gate, calibration, judge, request.seed, request.threads,
                         request.device, watcher or Silent(), _workspace(request))  # fmt: skip
-        before = _baseline(graph)
+        before = size_of_source(graph)
         outcome = Outcome(graph.clone(), before)
         for row in _rows(self.stages):
             outcome = self._row(runner, row, outcome, request)
@@ -198,14 +198,6 @@ def _workspace(request: Request) -> Workspace:
     if request.workdir is not None:
         workspace.prepare()
     return workspace
-
-
-def _baseline(graph: Graph) -> Size:
-    """The size of the file that was loaded, before normalisation, where it is known."""
-    size = size_of(graph)
-    if graph.source is None:
-        return size
-    return replace(size, nodes=graph.source.nodes, bytes=graph.source.size_bytes)
 
 
 def _rows(stages: Sequence[Stage]) -> Iterator[tuple[Stage, ...]]:

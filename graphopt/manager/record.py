@@ -11,7 +11,7 @@ from graphopt.ir import Graph
 from graphopt.passbase import Note
 from graphopt.runtime import BenchResult, Latency
 
-__all__ = ["Measured", "PassRecord", "Report", "Size", "size_of"]
+__all__ = ["Measured", "PassRecord", "Report", "Size", "size_of", "size_of_source"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,14 @@ def size_of(graph: Graph) -> Size:
     """Measure a graph; nodes of If, Loop and Scan bodies count, Constant nodes do not."""
     found = cost(graph)
     return Size(found.nodes, found.parameters, found.macs, graph.size_bytes(), found.uncosted)
+
+
+def size_of_source(graph: Graph) -> Size:
+    """The size of the file that was loaded, before normalisation, where it is known."""
+    size = size_of(graph)
+    if graph.source is None:
+        return size
+    return replace(size, nodes=graph.source.nodes, bytes=graph.source.size_bytes)
 
 
 @dataclass(frozen=True)

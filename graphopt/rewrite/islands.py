@@ -1,8 +1,8 @@
 """Islands: sets of tensors that can change the order of their axes together.
 
-The nodes between an island's tensors follow any order (graphopt.rewrite.layouts); at its border stand
-Transposes, which a change of order may make superfluous, and other nodes, which need the old
-order back.
+The nodes between an island's tensors follow any order (graphopt.rewrite.layouts); at its border
+stand Transposes, which a change of order may make superfluous, and other nodes, which need the
+old order back.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.ir import Array, Edit, Graph, NewNode, is_uniform
 from graphopt.rewrite.affine import Affine, Vector
 from graphopt.rewrite.matching import is_op
 
@@ -88,10 +88,15 @@ class LinearLayer:
 
 
 def linear_layer(graph: Graph, node: gs.Node) -> LinearLayer | None:
-    """Read a node as a linear layer; None if it is none, or its weight is not constant."""
+    """Read a node as a linear layer; None if it is none, or its weight is not constant.
+
+    A weight that its file holds as one element is left alone too: changed, it would take its size.
+    """
     row = _ROWS.get(node.op) if is_op(node, *_ROWS) else None
     weight = graph.constant(node.inputs[1].name) if len(node.inputs) > 1 else None
     if row is None or weight is None or not np.issubdtype(weight.dtype, np.floating):
+        return None
+    if is_uniform(weight):
         return None
     layer = row(graph, node, weight)
     return layer if layer is None or layer.weight.size else None

@@ -50,8 +50,9 @@ class BenchPlan:
 class Latency:
     """One model's latency for one run, over all samples, and its peak memory if asked for.
 
-    With one thread it is processor time, with more it is wall time. A sample of a very fast model is the mean of several runs. Peak memory is what loading and
-    running adds to a process that has just started.
+    With one thread it is processor time, with more it is wall time. A sample of a very fast model
+    is the mean of several runs. Peak memory is what loading and running adds to a process that has
+    just started.
     """
 
     median_ms: float
