@@ -17,9 +17,9 @@ import click
 
 from graphopt.errors import GraphoptError
 
-__all__ = ["cli", "main"]
+__all__ = ["VERBS", "cli", "main"]
 
-_VERBS = {
+VERBS = {
     "bench": ("graphopt.cli.measure", "Time a model, and others against it in pairs."),
     "compare": ("graphopt.cli.measure", "Compare two models: outputs, metric, structure."),
     "inspect": ("graphopt.cli.inspect", "Show what a model consists of and costs."),
@@ -33,18 +33,18 @@ class _Verbs(click.Group):
     """Lists verbs without importing them, so that --help is instant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_VERBS)
+        return sorted(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _VERBS:
+        if cmd_name not in VERBS:
             return None
-        command = getattr(importlib.import_module(_VERBS[cmd_name][0]), cmd_name)
+        command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
         assert isinstance(command, click.Command), f"{cmd_name} is not a command"
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(verb, about) for verb, (_, about) in sorted(_VERBS.items())])
+            formatter.write_dl([(verb, about) for verb, (_, about) in sorted(VERBS.items())])
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
