@@ -20,10 +20,14 @@ __all__ = ["inspect"]
 @click.argument("model", type=Path)
 @json_option
 def inspect(model: Path, json_file: Path | None) -> int:
-    """Show MODEL's inputs, outputs, operators, parameters, MACs and bytes.
+    """Show MODEL's inputs, outputs, operators, parameters, MACs and bytes, and its channels.
 
     MACs are multiply-accumulates for a batch of one; operators that could not be costed are named.
+    Channels that can only be removed together form families; what a family holds is what would go
+    if all of it went. Families that cannot be cut are listed with what holds them.
     """
+    from graphopt.cli.families import coupled, families_document, show_families
+
     graph = read_graph(model)
     file = size_of_source(graph)
     found = cost(graph)
@@ -42,8 +46,10 @@ def inspect(model: Path, json_file: Path | None) -> int:
     print_table("", ["", "total"], totals)
     operators = sorted(found.operators.items(), key=lambda entry: (-entry[1], entry[0]))
     print_table("", ["operator", "nodes"], [(name, str(count)) for name, count in operators])
+    coupling = coupled(graph)
+    show_families(coupling)
     if json_file is not None:
-        write_json(json_file, _document(model, graph))
+        write_json(json_file, {**_document(model, graph), "channels": families_document(coupling)})
     return 0
 
 

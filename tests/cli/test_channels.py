@@ -1,0 +1,158 @@
+"""Channels on the command line: what inspect lists, and how requests that cannot be met end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from graphopt.cli import main
+from tests.asserting import parse
+from tests.coupling.test_removal import CHAIN
+
+PINNED = "held (float[2,3] x) => (float[2,6] y) <float[3,6] w> { y = MatMul(x, w) }"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line; return the exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return int(stop.value.code or 0), said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    onnx.save(parse(CHAIN), path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    path = tmp_path / "images.npz"
+    values = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    np.savez(path, x=values)
+    return path
+
+
+def _optimize(run: Run, model: Path, passes: str, *more: object) -> tuple[int, str]:
+    code, out, err = run("optimize", model, "--no-bench", "--passes", passes, *more)
+    return code, out + err
+
+
+def test_inspect_lists_families_and_why_not(run: Run, model: Path, tmp_path: Path) -> None:
+    code, out, _ = run("inspect", model, "--json", tmp_path / "found.json")
+    assert code == 0
+    lines = out.splitlines()
+    assert "w\t8\t3\t16,896\t272" in lines
+    assert "u\toutput 'y'\tis what the caller gets\t4\t1\t24\t24" in lines
+    found = json.loads((tmp_path / "found.json").read_text())["channels"]
+    assert [family["name"] for family in found["families"]] == ["w", "v"]
+    assert found["families"][0]["axes"] == {"w": [0], "b": [0], "v": [1]}
+    held = {family["name"]: family["held_by"] for family in found["frozen"]}
+    assert held == {"w#2": "input 'x'", "u": "output 'y'"}
+
+
+def test_a_budget_out_of_reach_is_saved_and_reported(run: Run, model: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    code, said = _optimize(run, model, "remove-channels{macs=0.01}", "--json", report)
+    assert code == 1
+    assert "not met: remove-channels: macs 0.01: the least" in said
+    assert "'w#2', the largest that stays whole, is held by input 'x'" in said
+    found = json.loads(report.read_text())
+    assert 0.01 < found["result"]["macs"] / found["baseline"]["macs"] < 0.2
+    assert len(onnx.load(tmp_path / "net.opt.onnx").graph.initializer[0].dims) > 0
+
+
+def test_every_channel_pinned(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "pinned.onnx"
+    onnx.save(parse(PINNED), path)
+    code, said = _optimize(run, path, "remove-channels")
+    assert code == 1
+    assert "no channel can go" in said
+    assert "is held by input 'x'" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("ratio=1.5", "ratio must be between 0 and 1"),
+        ("macs=0", "macs must be between 0 and 1"),
+        ("ratio=0.5, macs=0.5", "give one of ratio and macs"),
+        ("floor=1.0", "floor must be from 0 to below 1"),
+        ("families=[nobody]", "there is no family 'nobody'"),
+        ("families=[u]", "'u' is frozen: output 'y' is what the caller gets"),
+        ('families=["!*"]', "leaves no family"),
+        ("importance=taste", "importance must be one of"),
+        ("combine=wish", "combine must be one of"),
+        ("allocation=fair", "must be one of 'uniform'"),
+        ("importance=lasso", "'lasso' needs inputs"),
+        ("allocation=sensitivity", "'sensitivity' needs inputs"),
+        ("allocation=sensitivity-metric", "needs a metric"),
+        ("importance=batch-norm-scale", "passes through no BatchNormalization"),
+    ],
+)
+def test_bad_options(run: Run, model: Path, options: str, says: str) -> None:
+    code, said = _optimize(run, model, f"remove-channels{{{options}}}")
+    assert code == 2
+    assert says in said
+
+
+def test_too_few_inputs(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "wide.onnx"
+    text = """wide (float[N,3] x) => (float[N,5] y) <float[3,50] w, float[50,5] v> {
+        h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }"""
+    onnx.save(parse(text), path)
+    np.savez(tmp_path / "few.npz", x=np.ones((8, 3), np.float32))
+    data = ("--data", tmp_path / "few.npz")
+    code, said = _optimize(run, path, "remove-channels{importance=reconstruction}", *data)
+    assert code == 2
+    assert "4 inputs are too few to judge the 50 channels of 'w'; give at least 50" in said
+
+
+def test_weights_that_are_no_numbers_are_named(run: Run, model: Path) -> None:
+    broken = onnx.load(model)
+    for tensor in broken.graph.initializer:
+        if tensor.name == "v":
+            values = np.full(list(tensor.dims), np.nan, np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, "v"))
+    onnx.save(broken, model)
+    code, said = _optimize(run, model, "remove-channels")
+    assert code == 1
+    assert "weight 'v' holds NaN" in said
+
+
+def test_data_choose_the_channels(run: Run, model: Path, images: Path, tmp_path: Path) -> None:
+    passes = "remove-channels{macs=0.5, importance=reconstruction, allocation=sensitivity}"
+    report = tmp_path / "report.json"
+    code, said = _optimize(run, model, passes, "--data", images, "--json", report)
+    assert code == 0, said
+    found = json.loads(report.read_text())
+    assert found["result"]["macs"] <= 0.5 * found["baseline"]["macs"]
+    assert found["passes"][0]["accepted"]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["channel-pruning", "geometric-median", "network-trimming", "pruning-filters", "thinet"],
+)
+def test_recipes_of_the_literature(run: Run, model: Path, images: Path, recipe: str) -> None:
+    before = onnx.load(model)
+    code, out, err = run("optimize", model, "--no-bench", "--recipe", recipe, "--data", images)
+    assert code == 0, out + err
+    after = onnx.load(model.with_name("net.opt.onnx"))
+    assert "rolled back" not in out
+    assert after.ByteSize() < 0.9 * before.ByteSize()
