@@ -25,6 +25,9 @@ Channels = npt.NDArray[np.int64]
 _STEPS = 24
 """Bisections: enough to tell single channels of any network apart."""
 
+_SLOPE = 0.05
+"""How much more a family that loses all is taken to cost than one that loses nothing, at least."""
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -100,8 +103,9 @@ def by_error(
     `curves` gives, for each family, pairs of the fraction that goes and the error it costs alone.
     """
     errors = np.array([error for curve in curves.values() for _, error in curve])
-    least = max(float(errors[errors > 0].min(initial=1.0)), 1e-12)
-    most = max(float(errors.max(initial=0.0)), 2 * least)
+    positive = errors[errors > 0]
+    least = max(float(positive.min()) if len(positive) else 1.0, 1e-12)
+    most = 2 * max(float(errors.max(initial=0.0)), least)
 
     def widths(strength: float) -> Mapping[str, float]:
         allowed = (
@@ -110,13 +114,9 @@ def by_error(
         found = {}
         for family in candidates.families:
             ratios, costs = np.array([(0.0, 0.0), *curves[family.name]]).T
-            costs = np.maximum.accumulate(costs)
-            # Where the error does not rise more may go for free, so ties take the largest ratio.
-            place = int(np.searchsorted(costs, allowed, side="right"))
-            ratio = ratios[place - 1]
-            if place < len(costs) and costs[place] > costs[place - 1]:
-                part = (allowed - costs[place - 1]) / (costs[place] - costs[place - 1])
-                ratio += part * (ratios[place] - ratios[place - 1])
+            # Strictly increasing, so that a width is never jumped over.
+            costs = np.maximum.accumulate(costs) * (1 + _SLOPE * ratios) + _SLOPE * least * ratios
+            ratio = float(np.interp(allowed, costs, ratios))
             found[family.name] = family.size * (1 - ratio)
         return found
 

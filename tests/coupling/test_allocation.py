@@ -109,6 +109,16 @@ def test_equal_errors(candidates: tuple[Graph, Candidates]) -> None:
     assert lefts == sorted(lefts, reverse=True)
 
 
+@pytest.mark.parametrize("target", [0.45, 0.35])
+def test_widths_where_the_error_does_not_rise(
+    candidates: tuple[Graph, Candidates], target: float
+) -> None:
+    _, given = candidates
+    curves = {family.name: [(0.5, 1.0), (0.75, 0.9)] for family in given.families}
+    found = fit(given, by_error(given, curves), given.left, target)
+    assert target - 0.08 < found.left <= target
+
+
 def test_knapsack_saves_enough_and_loses_least() -> None:
     items = {
         "a": [(0.25, 0.1, 1.0), (0.5, 0.2, 2.5)],

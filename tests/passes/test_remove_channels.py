@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
 import pytest
 
+from graphopt.coupling.importance import IMPORTANCES
+from graphopt.data import Dataset
 from graphopt.errors import BudgetError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
 from passes.remove_channels import RemoveChannels
 from tests.asserting import apply_pass, assert_same_outputs, assert_valid, parse, random_inputs
 from tests.coupling.test_removal import CHAIN
+
+Allocation = Literal["uniform", "global", "sensitivity"]
 
 
 def test_cut_equals_reference() -> None:
@@ -43,7 +50,7 @@ def test_bad_ratio(ratio: float) -> None:
 def test_bad_options() -> None:
     with pytest.raises(RecipeError, match="align must be at least 1"):
         RemoveChannels(align=0)
-    with pytest.raises(RecipeError, match="importance must be one of .*l1, l2"):
+    with pytest.raises(RecipeError, match=r"importance must be one of .*l1, l2"):
         RemoveChannels(importance="taste")
 
 
@@ -51,3 +58,56 @@ def test_nothing_to_remove_says_what_holds_it() -> None:
     text = "held (float[2,3] x) => (float[2,6] y) <float[3,6] w> { y = MatMul(x, w) }"
     with pytest.raises(BudgetError, match="is held by input 'x'"):
         apply_pass(parse(text), RemoveChannels())
+
+
+def _widths(step: RemoveChannels, data: Dataset | None = None) -> tuple[dict[str, int], Context]:
+    graph = Graph.load(parse(CHAIN))
+    context = Context(original=graph.clone(), calibration=data)
+    step.run(graph, context)
+    shapes = {name: graph.shape(name) for name in ("w", "v")}
+    return {name: int((shape or ())[0]) for name, shape in shapes.items()}, context  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("families", "widths"),
+    [(("w",), {"w": 4, "v": 6}), (("!w",), {"w": 8, "v": 3}), (("*", "!v"), {"w": 4, "v": 6})],
+)
+def test_families_by_name(families: tuple[str, ...], widths: dict[str, int]) -> None:
+    assert _widths(RemoveChannels(families=families))[0] == widths
+
+
+_APPLICABLE = sorted(set(IMPORTANCES) - {"batch-norm-scale"})  # there is none in the graph
+
+
+@pytest.mark.parametrize(
+    ("importance", "allocation"),
+    [
+        *((name, "global") for name in _APPLICABLE),
+        ("mean-activation", "sensitivity"),
+        ("l2", "uniform"),
+    ],
+)
+def test_every_criterion_meets_a_budget(importance: str, allocation: Allocation) -> None:
+    rng = np.random.default_rng(0)
+    data = Dataset.from_arrays({"x": rng.standard_normal((48, 3, 8, 8)).astype(np.float32)})
+    step = RemoveChannels(macs=0.6, importance=importance, allocation=allocation)
+    widths, context = _widths(step, data)
+    assert sum(widths.values()) < 14
+    left = context.notes["left"]
+    assert isinstance(left, float)
+    assert 0.3 < left <= 0.6
+    assert "unmet" not in context.notes
+
+
+def test_floor_bounds_a_budget() -> None:
+    widths, context = _widths(RemoveChannels(bytes=0.01, floor=0.5))
+    assert widths == {"w": 4, "v": 3}
+    assert "unmet" in context.notes
+    assert _widths(RemoveChannels(bytes=0.01, floor=0.0))[0] == {"w": 1, "v": 1}
+
+
+def test_families_that_cannot_be_scored_stay_whole() -> None:
+    data = Dataset.from_arrays({"x": np.ones((8, 3, 8, 8), np.float32)})
+    widths, context = _widths(RemoveChannels(importance="apoz"), data)
+    assert widths == {"w": 4, "v": 6}
+    assert context.notes["unscored"] == {IMPORTANCES["apoz"].lacks: ["v"]}
