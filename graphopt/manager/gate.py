@@ -30,7 +30,9 @@ _HALF_TOLERANCE = {np.dtype(np.float16): 1e-2, np.dtype(ml_dtypes.bfloat16): 5e-
 _ROUNDINGS = 16.0
 """How much more than rounding every input once exact rewriting may do: it rounds at each layer."""
 
-_Outputs = list[list[np.ndarray]]
+_Values = list[dict[str, np.ndarray]]
+
+_MOST_PROBES = 12
 
 _SAMPLES = 4
 """How many of the user's inputs the gate runs."""
@@ -46,13 +48,18 @@ class Verdict:
 
 
 class Gate:
-    """Compares graphs on fixed inputs; remembers what the last reference gave."""
+    """Compares graphs on fixed inputs; remembers what the last reference gave.
+
+    Exact rewriting keeps the values of the tensors whose names it keeps, so a sample of them is
+    compared besides the outputs: many networks hardly let their inputs show in their outputs.
+    """
 
     def __init__(
         self, original: Graph, dataset: Dataset | None, *, seed: int, threads: int
     ) -> None:
         self._threads = threads
-        self._names = original.outputs
+        self._outputs = original.outputs
+        self._probes = _probes(original)
         self._half = max(
             (
                 _HALF_TOLERANCE[dtype]
@@ -64,21 +71,25 @@ class Gate:
         self._unavailable: str | None = None
         self._feeds: list[dict[str, np.ndarray]] = []
         self._reference: tuple[Graph, int] | None = None
-        self._outputs: _Outputs = []
+        self._values: _Values = []
         try:
-            with Session.open(original, threads=threads, optimize="none") as session:
-                if dataset is None:
-                    feeds = runnable_feeds(original, seed, session=session)
-                    self._feeds = [dict(feeds.arrays)]
-                    self._outputs = [list(feeds.outputs)]
-                else:
-                    self._feeds = [dict(next(dataset.batches(_SAMPLES)))]
-                    self._outputs = [session.run(feeds) for feeds in self._feeds]
-            self._reference = (original, original.revision)
+            self._draw(original, dataset, seed)
         except RuntimeUnavailable as error:
             if dataset is not None:
                 raise
             self._unavailable = f"not checked: {error}"
+
+    def _draw(self, original: Graph, dataset: Dataset | None, seed: int) -> None:
+        """Fix the inputs, and run the original on them."""
+        with self._open(original) as session:
+            if dataset is None:
+                feeds = runnable_feeds(original, seed, session=session)
+                self._feeds = [dict(feeds.arrays)]
+                self._values = [_named(session, feeds.outputs)]
+            else:
+                self._feeds = [dict(next(dataset.batches(_SAMPLES)))]
+                self._values = [_named(session, session.run(feeds)) for feeds in self._feeds]
+        self._reference = (original, original.revision)
 
     @property
     def feeds(self) -> Sequence[Mapping[str, np.ndarray]]:
@@ -105,23 +116,32 @@ class Gate:
             wanted = self._wanted(reference)
         except RuntimeUnavailable as error:
             return Verdict(accepted=False, reason=str(error))
-        return self._judge(reference, wanted, found, max(TOLERANCES[promise], self._half))
+        names = list(self._outputs)
+        if promise is Promise.EXACT:
+            names += [probe for probe in self._probes if _comparable(probe, wanted, found)]
+        return self._judge(reference, wanted, found, names, max(TOLERANCES[promise], self._half))
 
     def _judge(
-        self, reference: Graph, wanted: _Outputs, found: _Outputs, tolerance: float
+        self,
+        reference: Graph,
+        wanted: _Values,
+        found: _Values,
+        names: Sequence[str],
+        tolerance: float,
     ) -> Verdict:
-        results = [compare(a, b, self._names) for a, b in zip(wanted, found, strict=True)]
-        largest = max(result.max_abs for result in results)
+        results = _compared(wanted, found, names)
+        largest = max(result.max_abs for result in _compared(wanted, found, self._outputs))
         failed = next((result for result in results if not result.within(tolerance)), None)
-        if failed is None or self._is_rounding(reference, wanted, results, tolerance):
+        if failed is None or self._is_rounding(reference, wanted, results, names, tolerance):
             return Verdict(accepted=True, max_abs_diff=largest)
         return Verdict(False, _complaint(failed, tolerance), largest)
 
     def _is_rounding(
         self,
         reference: Graph,
-        wanted: _Outputs,
+        wanted: _Values,
         results: Sequence[Comparison],
+        names: Sequence[str],
         tolerance: float,
     ) -> bool:
         """Whether the differences are what roundings of the inputs alone would do.
@@ -129,26 +149,68 @@ class Gate:
         Outputs that saturate (a detector that sees nothing) have next to no range of their own.
         """
         rng = np.random.default_rng(0)
-        with Session.open(reference, threads=self._threads, optimize="none") as session:
-            noise = [
-                compare(outputs, session.run(_rounded(feeds, rng)), self._names)
-                for feeds, outputs in zip(self._feeds, wanted, strict=True)
-            ]
+        with self._open(reference) as session:
+            moved = [_named(session, session.run(_rounded(feeds, rng))) for feeds in self._feeds]
         return all(
             difference.within(tolerance, absolute=_ROUNDINGS * allowed.max_abs)
-            for result, noises in zip(results, noise, strict=True)
-            for difference, allowed in zip(result.outputs, noises.outputs, strict=True)
+            for result, noise in zip(results, _compared(wanted, moved, names), strict=True)
+            for difference, allowed in zip(result.outputs, noise.outputs, strict=True)
         )
 
-    def _wanted(self, reference: Graph) -> _Outputs:
+    def _wanted(self, reference: Graph) -> _Values:
         key = (reference, reference.revision)
         if self._reference != key:
-            self._outputs, self._reference = self._run(reference), key
-        return self._outputs
+            self._values, self._reference = self._run(reference), key
+        return self._values
 
-    def _run(self, graph: Graph) -> _Outputs:
-        with Session.open(graph, threads=self._threads, optimize="none") as session:
-            return [session.run(feeds) for feeds in self._feeds]
+    def _run(self, graph: Graph) -> _Values:
+        with self._open(graph) as session:
+            return [_named(session, session.run(feeds)) for feeds in self._feeds]
+
+    def _open(self, graph: Graph) -> Session:
+        """A session that also returns the probes which the graph still computes."""
+        probes = [name for name in self._probes if name in graph and graph.producer(name)]
+        shown = graph.with_outputs([*self._outputs, *probes]) if probes else graph
+        return Session.open(shown, threads=self._threads, optimize="none")
+
+
+def _probes(graph: Graph) -> tuple[str, ...]:
+    """Float tensors of the main scope, evenly spread; none if an output is not computed there."""
+    computed = [
+        tensor.name
+        for node in graph.nodes
+        for tensor in node.outputs
+        if tensor.name and _is_float(graph, tensor.name)
+    ]
+    if any(graph.producer(name) is None for name in graph.outputs):
+        return ()
+    hidden = [name for name in computed if name not in graph.outputs]
+    places = np.linspace(0, len(hidden) - 1, min(_MOST_PROBES, len(hidden))).astype(int)
+    return tuple(hidden[place] for place in np.unique(places))
+
+
+def _is_float(graph: Graph, name: str) -> bool:
+    dtype = graph.dtype(name)
+    return dtype is not None and np.issubdtype(dtype, np.floating)
+
+
+def _named(session: Session, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    return {port.name: value for port, value in zip(session.outputs, values, strict=True)}
+
+
+def _comparable(name: str, wanted: _Values, found: _Values) -> bool:
+    """Whether both graphs compute the tensor in one shape: its axes may have been reordered."""
+    return all(
+        name in a and name in b and a[name].shape == b[name].shape
+        for a, b in zip(wanted, found, strict=True)
+    )
+
+
+def _compared(wanted: _Values, found: _Values, names: Sequence[str]) -> list[Comparison]:
+    return [
+        compare([a[name] for name in names], [b[name] for name in names], names)
+        for a, b in zip(wanted, found, strict=True)
+    ]
 
 
 def _rounded(feeds: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -165,11 +227,11 @@ def _complaint(result: Comparison, tolerance: float) -> str:
     worst = result.worst
     assert worst is not None, "a result outside the tolerance has a worst output"
     if worst.problem is not None:
-        return f"output {worst.name!r}: {worst.problem}"
+        return f"tensor {worst.name!r}: {worst.problem}"
     if worst.mismatched:
-        return f"output {worst.name!r}: {worst.mismatched} of {worst.elements} elements differ"
+        return f"tensor {worst.name!r}: {worst.mismatched} of {worst.elements} elements differ"
     return (
-        f"output {worst.name!r}: differs by {worst.max_abs:.3g}, {worst.relative:.2g} of its range "
+        f"tensor {worst.name!r}: differs by {worst.max_abs:.3g}, {worst.relative:.2g} of its range "
         f"(at most {tolerance:g})"
     )
 

@@ -12,7 +12,7 @@ from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.manager import PassFailure, PassManager, Result
 from graphopt.passbase import Pass
-from tests.asserting import assert_same_outputs, operators
+from tests.asserting import assert_same_outputs, operators, parse
 from tests.samples import Break, Crash, Damage, DropIdentity, GiveUp, Greedy, Scale, convnet
 
 
@@ -56,6 +56,24 @@ def test_wrong_exact_pass_is_bisected_and_rolled_back() -> None:
     assert operators(result.graph).count("Relu") == 1
     assert "Identity" not in operators(result.graph)
     assert_same_outputs(convnet(), result.graph)
+
+
+def test_error_that_no_output_shows_is_found() -> None:
+    """What is computed here is next to nothing beside the constant that is added at the end."""
+    model = parse(
+        """blind (float[N,4] x) => (float[N,4] y) <float[4,4] w> {
+            a = MatMul(x, w)
+            r = Relu(a)
+            h = Mul(r, r)
+            t = Constant<value_float=0.000000000001>()
+            s = Mul(h, t)
+            o = Constant<value_float=1.0>()
+            y = Add(s, o)
+        }"""
+    )
+    result = PassManager([Damage()]).run(Graph.load(model), measure=False)
+    assert not result.report.passes[0].accepted
+    assert "tensor 'h'" in str(result.report.passes[0].reason)
 
 
 def test_pass_that_leaves_a_broken_graph_is_rolled_back() -> None:
