@@ -70,7 +70,7 @@ class RemoveChannels(Pass):
     bytes: float | None = None
     latency: float | None = None
     importance: str = "l2"
-    combine: str = "mean"
+    combine: str = "max"
     allocation: Literal["uniform", "global", "sensitivity", "sensitivity-metric"] = "uniform"
     align: int = 1
     floor: float = 0.1

@@ -39,7 +39,7 @@ class Criterion:
 
 
 def importance(
-    name: str, family: Family, graph: Graph, statistics: Statistics, combine: str = "mean"
+    name: str, family: Family, graph: Graph, statistics: Statistics, combine: str = "max"
 ) -> Scores | None:
     """The scores of a family's channels; None where the criterion has nothing to look at.
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.coupling import Coupling, Family
+from graphopt.coupling import Coupling, Family, Member
 from graphopt.coupling.statistics import Activation, Measure, Reading, Statistics
 from graphopt.data import Dataset
 from graphopt.errors import DataError
+from graphopt.ir import Graph
 from graphopt.runtime.contributions import Gathering, readers
 from graphopt.runtime.observing import observe
 
 __all__ = ["calibrate"]
 
 _BATCH = 32
+_BATCH_BYTES = 256 << 20
+"""What the observed tensors of one batch may hold together."""
+
+_CLAMPS = frozenset({"Clip", "HardSigmoid", "HardSwish", "Max", "Relu", "ThresholdedRelu"})
+"""Operators whose results are often exactly zero."""
 
 _Floats = npt.NDArray[np.float64]
 
@@ -87,15 +94,21 @@ def calibrate(
     for gathering in (entry for entries in gathered.values() for entry in entries):
         by_tensor.setdefault(gathering.tensor, []).append(gathering)
     done = 0
+    order = [tensor.name for node in coupling.graph.nodes for tensor in node.outputs]
+    size = _batch_size(coupling.graph, by_tensor)
     for batch in observe(
-        coupling.graph, list(by_tensor), dataset, batch_size=_BATCH, threads=threads
+        coupling.graph,
+        [name for name in order if name in by_tensor],
+        dataset,
+        batch_size=size,
+        threads=threads,
     ):
         for tensor, array in batch.items():
             for entry in by_tensor[tensor]:
                 entry.update(array)
-        done += _BATCH
+        done += size
         progress(min(1.0, done / len(dataset)))
-    _check_rows(families, gathered, dataset)
+    _check_samples(families, gathered, dataset)
     return Statistics(
         {family.name: _activations(coupling, family, moments) for family in families},
         {name: tuple(_readings(entries)) for name, entries in gathered.items()},
@@ -103,23 +116,44 @@ def calibrate(
     )
 
 
-def _moments(coupling: Coupling, families: Sequence[Family]) -> dict[tuple[str, int], _Moments]:
-    found: dict[tuple[str, int], _Moments] = {}
-    for family in families:
-        for member in coupling.activations(family):
-            dtype = coupling.graph.dtype(member.tensor)
-            if dtype is not None and dtype.kind == "f" and coupling.graph.producer(member.tensor):
-                found.setdefault((member.tensor, member.axis), _Moments(member.axis))
+def _batch_size(graph: Graph, tensors: Collection[str]) -> int:
+    """As many inputs as fit, given what one of them makes of the tensors; open sizes count as 1."""
+    each = 0
+    for tensor in tensors:
+        shape, dtype = graph.shape(tensor) or (), graph.dtype(tensor)
+        sizes = [size for size in shape[1:] if isinstance(size, int)]
+        each += math.prod(sizes) * (4 if dtype is None else dtype.itemsize)
+    return max(1, min(_BATCH, _BATCH_BYTES // max(each, 1)))
+
+
+def _members(coupling: Coupling, family: Family) -> dict[tuple[str, int], tuple[Member, bool]]:
+    """The activations to look at, and which of them a layer reads: those, and those that clamp.
+
+    All of them, where no layer sums over the family.
+    """
+    read = {member.tensor for _, member in readers(coupling, family)}
+    found = {}
+    for member in coupling.activations(family):
+        dtype = coupling.graph.dtype(member.tensor)
+        maker = coupling.graph.producer(member.tensor)
+        if dtype is None or dtype.kind != "f" or maker is None:
+            continue
+        if not read or member.tensor in read or maker.op in _CLAMPS:
+            found[member.tensor, member.axis] = (member, not read or member.tensor in read)
     return found
+
+
+def _moments(coupling: Coupling, families: Sequence[Family]) -> dict[tuple[str, int], _Moments]:
+    keys = {key for family in families for key in _members(coupling, family)}
+    return {(tensor, axis): _Moments(axis) for tensor, axis in sorted(keys)}
 
 
 def _activations(
     coupling: Coupling, family: Family, moments: dict[tuple[str, int], _Moments]
 ) -> tuple[Activation, ...]:
-    read = {member.tensor for _, member in readers(coupling, family)}
     found = []
-    for member in coupling.activations(family):
-        moment = moments.get((member.tensor, member.axis))
+    for key, (member, read) in _members(coupling, family).items():
+        moment = moments.get(key)
         if moment is None:
             continue
         counts = np.bincount(member.channels, minlength=family.size)
@@ -133,7 +167,7 @@ def _activations(
             sums = np.bincount(channels, weights=values[places], minlength=len(counts))
             return np.asarray(sums / np.maximum(counts, 1), np.float64)
 
-        found.append(moment.of(member.tensor, average, read=member.tensor in read))
+        found.append(moment.of(member.tensor, average, read=read))
     return tuple(found)
 
 
@@ -141,14 +175,14 @@ def _readings(entries: Sequence[Gathering]) -> list[Reading]:
     return [entry.reading() for entry in entries]
 
 
-def _check_rows(
+def _check_samples(
     families: Sequence[Family], gathered: dict[str, list[Gathering]], dataset: Dataset
 ) -> None:
-    """Fewer patches than channels leave it open what most channels contribute."""
+    """Fewer samples than channels leave it open what most channels contribute."""
     for family in families:
         for entry in gathered.get(family.name, ()):
-            if entry.rows < family.size:
-                needed = -(-len(dataset) * family.size // max(entry.rows, 1))
+            if entry.samples < family.size:
+                needed = -(-len(dataset) * family.size // max(entry.samples, 1))
                 raise DataError(
                     f"calibrate: {len(dataset)} inputs are too few to judge the {family.size} "
                     f"channels of {family.name!r}; give at least {needed}"

@@ -116,11 +116,16 @@ class Gathering:
         self._channels, self._starts = np.unique(np.sort(member.channels), return_index=True)
         self._gram = np.zeros((size, size))
         self._power: npt.NDArray[np.float64] | None = None
-        self.rows = 0
+        self._rows = 0
 
     @property
     def tensor(self) -> str:
         return str(self._node.inputs[0].name)
+
+    @property
+    def samples(self) -> int:
+        """How many sums of contributions have been seen."""
+        return self._rows * _MIXTURES
 
     def update(self, data: Array) -> None:
         patches = self._layer.rows(self._node, self._weight, data, self._rng)
@@ -131,7 +136,7 @@ class Gathering:
         self._gram += contributions @ contributions.T
         power = np.einsum("nik,nik->ik", patches, patches)
         self._power = power if self._power is None else self._power + power
-        self.rows += len(patches)
+        self._rows += len(patches)
 
     def _mixtures(self) -> _Floats:
         """The weights of random mixtures of outputs: (in channel, kernel element, mixture)."""
@@ -146,10 +151,10 @@ class Gathering:
         matrix = self._layer.matrix(self._node, self._weight).astype(np.float32, copy=False)
         squares = np.einsum("goik,goik->gik", matrix, matrix).reshape(-1, matrix.shape[-1])
         assert self._power is not None, "a reading is of at least one batch"
-        curvature = (squares[self._order] * self._power).sum(axis=1) / self.rows
+        curvature = (squares[self._order] * self._power).sum(axis=1) / self._rows
         return Reading(
             self._node.name or self._node.outputs[0].name,
-            self._gram / (self.rows * _MIXTURES),
+            self._gram / self.samples,
             self._by_channel(curvature).astype(np.float64),
         )
 

@@ -113,14 +113,14 @@ def test_bad_options(run: Run, model: Path, options: str, says: str) -> None:
 
 def test_too_few_inputs(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "wide.onnx"
-    text = """wide (float[N,3] x) => (float[N,5] y) <float[3,50] w, float[50,5] v> {
+    text = """wide (float[N,3] x) => (float[N,5] y) <float[3,500] w, float[500,5] v> {
         h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }"""
     onnx.save(parse(text), path)
     np.savez(tmp_path / "few.npz", x=np.ones((8, 3), np.float32))
     data = ("--data", tmp_path / "few.npz")
     code, said = _optimize(run, path, "remove-channels{importance=reconstruction}", *data)
     assert code == 2
-    assert "4 inputs are too few to judge the 50 channels of 'w'; give at least 50" in said
+    assert "4 inputs are too few to judge the 500 channels of 'w'; give at least 32" in said
 
 
 def test_weights_that_are_no_numbers_are_named(run: Run, model: Path) -> None:
