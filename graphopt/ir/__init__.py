@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphopt.ir.edit import Edit, NewNode
-from graphopt.ir.extract import constant_part
+from graphopt.ir.extract import constant_part, part
 from graphopt.ir.graph import Graph, Source
 from graphopt.ir.normalise import fold_integers, integer_values, is_uniform
 from graphopt.ir.reading import Array
@@ -29,4 +29,5 @@ __all__ = [
     "integer_values",
     "is_uniform",
     "known_array",
+    "part",
 ]

@@ -26,7 +26,7 @@ from graphopt.ir.reading import INLINE_BYTES, Array, read_model
 from graphopt.ir.scopes import Scopes
 from graphopt.ir.structure import check_nodes, count_nodes, straighten
 from graphopt.ir.values import Known, known_array
-from graphopt.ir.writing import skeleton_tensor, write_model, written_size
+from graphopt.ir.writing import noted, skeleton_tensor, write_model, written_size
 
 __all__ = ["Graph", "Source"]
 
@@ -128,6 +128,10 @@ class Graph:
     @property
     def metadata(self) -> dict[str, str]:
         return {entry.key: entry.value for entry in self._frame.metadata_props}
+
+    def set_metadata(self, key: str, value: str | None) -> None:
+        """Note something in the model; None takes it away."""
+        self._frame = noted(self._frame, key, value)
 
     @property
     def functions(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from graphopt.errors import TargetError
 from graphopt.ir.reading import PACKED_TYPES, Array, field_tag
 
-__all__ = ["atomic_file", "skeleton_tensor", "write_model", "written_size"]
+__all__ = ["atomic_file", "noted", "skeleton_tensor", "write_model", "written_size"]
 
 _SINGLE_FILE_LIMIT = 2**31 - 2**20
 """Protobuf refuses messages of 2 GiB; larger models get their weights in a file beside."""
@@ -138,3 +138,14 @@ def _tensor_front(name: str, array: Array) -> bytes:
 
 def _raw(array: Array) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def noted(frame: onnx.ModelProto, key: str, value: str | None) -> onnx.ModelProto:
+    """A copy of a model with an entry of its metadata set, or without it."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(frame)
+    del changed.metadata_props[:]
+    changed.metadata_props.extend(entry for entry in frame.metadata_props if entry.key != key)
+    if value is not None:
+        changed.metadata_props.add(key=key, value=value)
+    return changed

@@ -1,0 +1,24 @@
+"""Re-solve the layers of a cut graph by least squares, and choose what to cut with that in mind."""
+
+from __future__ import annotations
+
+from graphopt.refit.budgeting import fit_budget
+from graphopt.refit.choosing import Curve, curves
+from graphopt.refit.normalising import re_estimate
+from graphopt.refit.tracing import forget_traces, noted_traces, traces_of, write_traces
+from graphopt.refit.walking import Fit, Settings, Traces, refit
+
+__all__ = [
+    "Curve",
+    "Fit",
+    "Settings",
+    "Traces",
+    "curves",
+    "fit_budget",
+    "forget_traces",
+    "noted_traces",
+    "re_estimate",
+    "refit",
+    "traces_of",
+    "write_traces",
+]

@@ -1,0 +1,228 @@
+"""Layers that a least-squares fit can solve: what they multiply, and their weights as matrices.
+
+The matrix of a layer is (group, column, output): a column for each tap of each input channel of
+the group, channel by channel, and a last one for the bias. Rows are places of the output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from graphopt.ir import Array, Edit, Graph, NewNode
+
+__all__ = ["Floats", "Layer", "find_layer"]
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A Conv, Gemm or MatMul with a constant weight; `output` has its bias added."""
+
+    node: gs.Node
+    adder: gs.Node | None
+    """The Add of a bias behind a MatMul."""
+    data: str
+    weight: str
+    bias: str | None
+    output: str
+    groups: int
+    taps: int
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the output's channels."""
+        return 1 if self.node.op == "Conv" else -1
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the fit may have a bias: a product of matrices gets none that it had not."""
+        return self.node.op != "MatMul" or self.bias is not None
+
+    def matrix(self, graph: Graph) -> Doubles:
+        weight = _constant(graph, self.weight).astype(np.float64)
+        if self.node.op == "Conv":
+            grouped = weight.reshape(self.groups, len(weight) // self.groups, -1)
+            matrix = grouped.transpose(0, 2, 1)
+        else:
+            matrix = (weight.T if self.node.attrs.get("transB") else weight)[np.newaxis]
+            matrix = matrix * float(self.node.attrs.get("alpha", 1.0))
+        if not self.has_bias:
+            return matrix
+        bias = np.zeros(self.groups * matrix.shape[2])
+        if self.bias is not None:
+            bias = bias + _constant(graph, self.bias).astype(np.float64).reshape(-1) * float(
+                self.node.attrs.get("beta", 1.0)
+            )
+        return np.concatenate([matrix, bias.reshape(self.groups, 1, -1)], axis=1)
+
+    def write(self, graph: Graph, matrix: Doubles) -> Layer:
+        """Give the layer another matrix; the layer as it is afterwards."""
+        old = _constant(graph, self.weight)
+        taken = matrix[:, :-1] if self.has_bias else matrix
+        if self.node.op == "Conv":
+            weight = taken.transpose(0, 2, 1).reshape(-1, old.shape[1], *old.shape[2:])
+        else:
+            weight = taken[0] / float(self.node.attrs.get("alpha", 1.0))
+            weight = weight.T if self.node.attrs.get("transB") else weight
+        graph.set_constant(self.weight, np.ascontiguousarray(weight, old.dtype))
+        if not self.has_bias:
+            return self
+        bias = matrix[:, -1].reshape(-1) / float(self.node.attrs.get("beta", 1.0))
+        if self.bias is not None:
+            shape = _constant(graph, self.bias).shape
+            shape = shape if math.prod(shape) == bias.size else (bias.size,)
+            graph.set_constant(self.bias, np.ascontiguousarray(bias.reshape(shape), old.dtype))
+            return self
+        return self._with_bias(graph, bias.astype(old.dtype))
+
+    def _with_bias(self, graph: Graph, bias: Array) -> Layer:
+        node = NewNode(
+            self.node.op,
+            (self.data, self.weight, bias),
+            (self.output,),
+            dict(self.node.attrs),
+            name=self.node.name,
+        )
+        graph.apply(Edit(remove=(self.node,), add=(node,)))
+        made = graph.producer(self.output)
+        found = None if made is None else find_layer(graph, made)
+        assert found is not None, "a layer with a bias is a layer"
+        return found
+
+    def places(self, data: Array, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Up to `count` places of the output for each input, drawn at random if there are more."""
+        total = math.prod(self._windows(data).shape[2 : 2 + self._rank(data)])
+        if total <= count:
+            return np.arange(total)
+        return np.sort(rng.choice(total, count, replace=False))
+
+    def rows(self, data: Array, places: npt.NDArray[np.int64]) -> Floats:
+        """What the matrix is multiplied with: (group, row, column)."""
+        windows = self._windows(data)
+        rank = self._rank(data)
+        sizes = windows.shape[2 : 2 + rank]
+        if len(places) < math.prod(sizes):
+            index: list[slice | npt.NDArray[np.int64]] = [slice(None), slice(None)]
+            index.extend(np.unravel_index(places, sizes))
+            windows = windows[tuple(index)]
+        batch, channels = windows.shape[:2]
+        width, count = channels // self.groups, len(places)
+        out = np.ones((self.groups, batch, count, width * self.taps + self.has_bias), np.float32)
+        target = out[..., : width * self.taps].reshape(*out.shape[:3], width, self.taps)
+        assert np.may_share_memory(target, out), "splitting the last axis needs no copy"
+        spread = windows.reshape(batch, self.groups, width, count, self.taps)
+        target[...] = spread.transpose(1, 0, 3, 2, 4)
+        return out.reshape(self.groups, batch * count, -1)
+
+    def results(self, output: Array, places: npt.NDArray[np.int64]) -> Floats:
+        """Values of the output's shape at the same places: (group, row, output of the group)."""
+        last = np.moveaxis(output, self.channel_axis, -1)
+        flat = last.reshape(len(output), -1, last.shape[-1])
+        if len(places) < flat.shape[1]:
+            flat = flat[:, places]
+        rows = flat.reshape(-1, self.groups, flat.shape[-1] // self.groups)
+        return np.ascontiguousarray(rows.transpose(1, 0, 2), np.float32)
+
+    def _rank(self, data: Array) -> int:
+        return data.ndim - 2 if self.node.op == "Conv" else 1
+
+    def _windows(self, data: Array) -> Floats:
+        """(input, channel, *places, *taps), a view."""
+        single: Floats = data.astype(np.float32, copy=False)
+        if self.node.op != "Conv":
+            return np.moveaxis(single.reshape(len(data), -1, data.shape[-1]), -1, 1)
+        kernel = [int(size) for size in self.node.attrs["kernel_shape"]]
+        strides = _numbers(self.node, "strides", len(kernel))
+        dilations = _numbers(self.node, "dilations", len(kernel))
+        spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+        pads = _pads(self.node, data.shape[2:], spans, strides)
+        padded = np.pad(single, [(0, 0), (0, 0), *pads])
+        axes = tuple(range(2, data.ndim))
+        windows: Floats = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)
+        return windows[tuple(slice(None, None, step) for step in (1, 1, *strides, *dilations))]
+
+
+def find_layer(graph: Graph, node: gs.Node) -> Layer | None:
+    """Read a node as a layer that can be solved; None for all others."""
+    if node.domain not in (None, "", "ai.onnx") or node.op not in ("Conv", "Gemm", "MatMul"):
+        return None
+    data, weight = node.inputs[0].name, node.inputs[1].name
+    array = graph.constant(weight)
+    if array is None or array.dtype.kind != "f" or graph.constant(data) is not None:
+        return None
+    if len(graph.consumers(weight)) > 1 or node.attrs.get("transA"):
+        return None
+    output = node.outputs[0].name
+    if node.op == "MatMul":
+        return _product(graph, node, array) if array.ndim == 2 else None
+    bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2].name else None
+    width = len(array) if node.op == "Conv" or node.attrs.get("transB") else array.shape[1]
+    if bias is not None and not _solvable_bias(graph, bias, width):
+        return None
+    groups = int(node.attrs.get("group", 1))
+    taps = math.prod(array.shape[2:])
+    if node.op == "Conv" and "kernel_shape" not in node.attrs:
+        return None
+    return Layer(node, None, data, weight, bias, output, groups, taps)
+
+
+def _product(graph: Graph, node: gs.Node, weight: Array) -> Layer:
+    """A MatMul, with the Add of a constant vector behind it as its bias."""
+    output = node.outputs[0].name
+    readers = graph.consumers(output)
+    plain = Layer(node, None, node.inputs[0].name, node.inputs[1].name, None, output, 1, 1)
+    if len(readers) != 1 or readers[0].op != "Add" or graph.is_output(output):
+        return plain
+    names = [tensor.name for tensor in readers[0].inputs]
+    other = names[1 - names.index(output)]
+    if not _solvable_bias(graph, other, weight.shape[1]):
+        return plain
+    total = readers[0].outputs[0].name
+    return Layer(node, readers[0], plain.data, plain.weight, other, total, 1, 1)
+
+
+def _solvable_bias(graph: Graph, name: str, width: int) -> bool:
+    """Whether a tensor is a constant with a value for each output, that nothing else reads."""
+    array = graph.constant(name)
+    return (
+        array is not None
+        and array.size == width
+        and (array.ndim == 0 or array.shape[-1] == width)
+        and len(graph.consumers(name)) == 1
+    )
+
+
+def _constant(graph: Graph, name: str) -> Array:
+    array = graph.constant(name)
+    assert array is not None, "layers have constant weights"
+    return array
+
+
+def _numbers(node: gs.Node, key: str, rank: int) -> list[int]:
+    return [int(value) for value in node.attrs.get(key) or [1] * rank]
+
+
+def _pads(
+    node: gs.Node, sizes: Sequence[int], spans: Sequence[int], strides: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Padding before and after each axis; SAME lets the output be the input by the stride."""
+    automatic = node.attrs.get("auto_pad", "NOTSET")
+    mode = automatic.decode() if isinstance(automatic, bytes) else str(automatic)
+    if mode.startswith("SAME"):
+        wanted = [
+            max((math.ceil(size / stride) - 1) * stride + span - size, 0)
+            for size, span, stride in zip(sizes, spans, strides, strict=True)
+        ]
+        less = [(pad // 2, pad - pad // 2) for pad in wanted]
+        return less if mode == "SAME_UPPER" else [(b, a) for a, b in less]
+    pads = [int(pad) for pad in node.attrs.get("pads") or [0] * 2 * len(sizes)]
+    rank = len(sizes)
+    return list(zip(pads[:rank], pads[rank:], strict=True)) if mode == "NOTSET" else [(0, 0)] * rank

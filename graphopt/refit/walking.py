@@ -1,0 +1,158 @@
+"""Solve the layers of a cut graph one after the other, from front to back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.data import Dataset
+from graphopt.errors import DataError
+from graphopt.ir import Graph
+from graphopt.refit.frontier import Frontier
+from graphopt.refit.goals import Goal, goal_of
+from graphopt.refit.layers import Floats, Layer, find_layer
+from graphopt.refit.solving import Moments, least_squares, rectified
+
+__all__ = ["Fit", "Settings", "Traces", "changed_layers", "refit"]
+
+Traces = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]
+"""For each tensor that a cut has made smaller: axis -> indices of the original that are left."""
+
+ROWS = 1 << 18
+"""Rows that one layer is fitted on; of more, places are drawn for each input."""
+
+WIDEST = 12_000
+"""Columns; the moments of a wider layer would not fit in memory."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How layers are fitted. `rounds` refine those that a ReLU reads; 0: least squares only."""
+
+    damping: float = 1e-4
+    rounds: int = 6
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass
+class Fit:
+    """What became of each layer: its error relative to the target's energy, before and after."""
+
+    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
+    needed: int = 0
+    """Inputs that the layers left alone for want of rows would need."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One layer, what it should reproduce, and the walks over both graphs."""
+
+    layer: Layer
+    goal: Goal
+    cut: Frontier
+    original: Frontier
+    kept: Mapping[int, npt.NDArray[np.int64]]
+    count: int
+    seed: int
+
+    def chunks(self) -> Iterator[tuple[Floats, Floats, Floats | None]]:
+        """Rows, targets and shortcuts at the same places, batch by batch."""
+        layer, rng = self.layer, np.random.default_rng(self.seed)
+        wanted = [layer.data, *([self.goal.shortcut] if self.goal.shortcut else [])]
+        pairs = zip(
+            self.cut.batches(wanted), self.original.batches([self.goal.tensor]), strict=True
+        )
+        for made, aim in pairs:
+            target = aim[self.goal.tensor]
+            for axis, indices in self.kept.items():
+                target = np.take(target, indices, axis=axis)
+            places = layer.places(made[layer.data], self.count, rng)
+            beside = made[self.goal.shortcut] if self.goal.shortcut else None
+            yield (
+                layer.rows(made[layer.data], places),
+                layer.results(target, places),
+                None if beside is None else layer.results(beside, places),
+            )
+
+
+def changed_layers(graph: Graph, changed: Collection[str]) -> list[Layer]:
+    """The layers that read what a change of these tensors reaches, in order."""
+    reached = set(changed)
+    found = []
+    for node in graph.nodes:
+        if any(tensor.name in reached for tensor in node.inputs):
+            reached.update(tensor.name for tensor in node.outputs)
+            layer = find_layer(graph, node)
+            if layer is not None and layer.data in reached:
+                found.append(layer)
+    return found
+
+
+def refit(
+    graph: Graph,
+    original: Graph,
+    traces: Traces,
+    dataset: Dataset,
+    settings: Settings,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Fit:
+    """Solve every layer behind a cut so that the original's sums are reproduced.
+
+    Inputs of each layer come from the cut graph with all layers before it solved, targets are the
+    original's tensors of the same name; where a shortcut is added, its error is made up for.
+    Raises DataError if there are too few inputs for any layer.
+    """
+    layers = changed_layers(graph, [name for name in traces if graph.constant(name) is None])
+    cut = Frontier(graph, dataset, threads=settings.threads)
+    whole = Frontier(original, dataset, threads=settings.threads)
+    pending = {layer.output for layer in layers}
+    fit = Fit()
+    for number, layer in enumerate(layers):
+        goal = goal_of(graph, layer, pending)
+        pending.discard(layer.output)
+        progress(number / max(len(layers), 1))
+        if goal.tensor not in original or original.constant(goal.tensor) is not None:
+            fit.left_alone[layer.output] = f"the original has no tensor {goal.tensor!r}"
+            continue
+        kept = traces.get(goal.tensor, {})
+        count = -(-ROWS // len(dataset))
+        task = _Task(layer, goal, cut, whole, kept, count, settings.seed + number)
+        _solve(task, settings, fit)
+    if layers and not fit.errors and fit.needed:
+        raise DataError(
+            f"refit: {len(dataset)} inputs are too few to solve any layer; give at least "
+            f"{fit.needed}"
+        )
+    return fit
+
+
+def _solve(task: _Task, settings: Settings, fit: Fit) -> None:
+    layer, graph = task.layer, task.cut.graph
+    old = layer.matrix(graph)
+    groups, columns, outputs = old.shape
+    if columns > WIDEST:
+        fit.left_alone[layer.output] = f"{columns} weights per output are too many to solve for"
+        return
+    moments = Moments.empty(groups, columns, outputs, bias=layer.has_bias)
+    for rows, target, shortcut in task.chunks():
+        moments.add(rows, target if shortcut is None else target - shortcut)
+    if moments.rows < columns:
+        needed = -(-len(task.cut.dataset) * columns // max(moments.rows, 1))
+        fit.needed = max(fit.needed, needed)
+        fit.left_alone[layer.output] = f"needs at least {needed} inputs"
+        return
+    matrix = least_squares(moments, settings.damping, old)
+    before, after = moments.error(old), moments.error(matrix)
+    if task.goal.rectified and settings.rounds:
+        matrix = rectified(moments, task.chunks, matrix, settings.damping, settings.rounds)
+    if not np.isfinite(matrix).all():
+        fit.left_alone[layer.output] = "the solution is not finite"
+        return
+    layer.write(graph, matrix)
+    energy = max(moments.energy, 1e-300)
+    fit.errors[layer.output] = before / energy, after / energy

@@ -1,0 +1,59 @@
+"""Solve the layers behind removed channels anew, so that the original's sums are reproduced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from graphopt.errors import RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context, Need, Pass, Promise
+from graphopt.refit import Settings, forget_traces, noted_traces, refit
+
+__all__ = ["Refit"]
+
+
+@dataclass(frozen=True)
+class Refit(Pass):
+    """Solve the layers behind removed channels anew, so that the original's sums are reproduced.
+
+    Layer by layer from the front: the inputs come from the cut network with all layers before
+    solved, the targets are the original's outputs of the layer. Where a shortcut is added, the
+    layer makes up for its error too. Weights and bias of Conv (grouped and depthwise too), Gemm
+    and MatMul come from least squares over `samples` calibration inputs, without labels or
+    gradients, drawn to the old weights by a ridge of `damping` times the mean square input.
+    Where a ReLU follows, `rounds` refinements fit what passes it.
+    """
+
+    name: ClassVar[str] = "refit"
+    promise: ClassVar[Promise] = Promise.LOSSY
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
+    samples: int = 1024
+    rounds: int = 6
+    damping: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise RecipeError(f"{self.name}: samples must be at least 1, got {self.samples}")
+        if self.rounds < 0:
+            raise RecipeError(f"{self.name}: rounds must not be negative, got {self.rounds}")
+        if not self.damping > 0:
+            raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
+
+    def run(self, graph: Graph, context: Context) -> None:
+        if context.calibration is None:
+            raise RecipeError(f"{self.name}: needs inputs to fit on; give --data, unlabeled")
+        traces = noted_traces(graph)
+        fit = refit(
+            graph,
+            context.original,
+            traces,
+            context.calibration.take(self.samples),
+            Settings(self.damping, self.rounds, context.seed, context.threads),
+            lambda part: context.progress("refitting", part),
+        )
+        forget_traces(graph)
+        context.notes["refitted"] = {
+            name: {"before": before, "after": after} for name, (before, after) in fit.errors.items()
+        }
+        context.notes["left_alone"] = dict(fit.left_alone)

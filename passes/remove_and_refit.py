@@ -1,0 +1,125 @@
+"""Remove the channels whose loss can best be made up for, and make up for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from graphopt.coupling import Coupling, Family, couple, explain, prepare, remove
+from graphopt.coupling.allocation import Candidates, Fitted
+from graphopt.coupling.work import macs_of
+from graphopt.data import Dataset
+from graphopt.errors import BudgetError, RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context, Need, Note, Pass, Promise
+from graphopt.refit import Curve, Settings, curves, fit_budget, refit, traces_of
+
+__all__ = ["RemoveAndRefit"]
+
+_JUDGES = 192
+"""Inputs on which the outputs' error is measured, at most a quarter of all."""
+
+
+@dataclass(frozen=True)
+class RemoveAndRefit(Pass):
+    """Remove the channels whose loss can best be made up for, and make up for it.
+
+    Until at most the fraction `macs` of the multiply-accumulates is left. Within a family the
+    channels go one by one, each time the one after which the layers that read it, solved anew,
+    are least off (block-wise optimal brain surgeon). How many go of each family is what costs the
+    outputs least: a few widths of every family, cut alone and refitted, are measured on
+    calibration inputs. Then the whole network is refitted from the front as by `refit`, whose
+    options `samples`, `rounds` and `damping` are.
+
+    What stays of a family is rounded up to a multiple of `align`.
+    """
+
+    name: ClassVar[str] = "remove-and-refit"
+    promise: ClassVar[Promise] = Promise.LOSSY
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
+    macs: float = 0.5
+    align: int = 1
+    samples: int = 1024
+    rounds: int = 6
+    damping: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.macs < 1.0:
+            raise RecipeError(f"{self.name}: macs must be between 0 and 1, got {self.macs}")
+        for key, number in (("align", self.align), ("samples", self.samples)):
+            if number < 1:
+                raise RecipeError(f"{self.name}: {key} must be at least 1, got {number}")
+        if self.rounds < 0:
+            raise RecipeError(f"{self.name}: rounds must not be negative, got {self.rounds}")
+        if not self.damping > 0:
+            raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
+
+    def run(self, graph: Graph, context: Context) -> None:
+        data = self._inputs(context)
+        prepare(graph)
+        coupling = couple(graph)
+        if not coupling.families:
+            raise BudgetError(f"{self.name}: {_why_nothing(coupling)}")
+        settings = Settings(self.damping, self.rounds, context.seed, context.threads)
+        found = curves(
+            coupling,
+            coupling.families,
+            data,
+            data.take(max(1, min(_JUDGES, len(data) // 4))),
+            settings,
+            lambda part: context.progress("judging channels", part),
+        )
+        if not found:
+            raise BudgetError(f"{self.name}: no layer that sums over a family can be solved anew")
+        fitted = self._fitted(coupling, found)
+        before, traces = graph.clone(), traces_of(coupling, fitted.plan)
+        remove(graph, coupling, fitted.plan)
+        fit = refit(
+            graph,
+            before,
+            traces,
+            data,
+            settings,
+            lambda part: context.progress("refitting", part),
+        )
+        families: dict[str, Note] = {name: kept.tolist() for name, kept in fitted.plan.items()}
+        context.notes["families"] = families
+        context.notes["left"] = fitted.left
+        context.notes["refitted"] = {
+            name: {"before": first, "after": last} for name, (first, last) in fit.errors.items()
+        }
+        context.notes["left_alone"] = dict(fit.left_alone)
+        if not fitted.met:
+            context.notes["unmet"] = [
+                f"macs {self.macs:g}: the least that a cut can leave is {fitted.left:.3f}"
+            ]
+
+    def _inputs(self, context: Context) -> Dataset:
+        if context.calibration is None:
+            raise RecipeError(f"{self.name}: needs inputs to fit on; give --data, unlabeled")
+        return context.calibration.take(self.samples)
+
+    def _fitted(self, coupling: Coupling, found: Mapping[str, Curve]) -> Fitted:
+        families = [family for family in coupling.families if family.name in found]
+        scores = {family.name: _scores(family, found[family.name]) for family in families}
+        errors = {name: curve.errors for name, curve in found.items()}
+        return fit_budget(
+            Candidates(families, scores, self.align), errors, macs_of(coupling).left, self.macs
+        )
+
+
+def _scores(family: Family, curve: Curve) -> np.ndarray:
+    """The later a channel goes, the higher."""
+    scores = np.full(family.size, float(family.size))
+    scores[list(curve.order)] = np.arange(len(curve.order))
+    return scores
+
+
+def _why_nothing(coupling: Coupling) -> str:
+    if not coupling.frozen:
+        return "there are no channels to remove"
+    largest = max(coupling.frozen, key=lambda family: coupling.held[family.name].parameters)
+    return f"no channel can go; {largest.name!r}, the largest, is held by {explain(largest)}"
