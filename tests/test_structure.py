@@ -51,7 +51,7 @@ def test_public_name_resolves(name: str) -> None:
 
 def test_no_other_name_resolves() -> None:
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
-            graphopt.lod  # noqa: B018
+        graphopt.lod  # noqa: B018
 
 
 @pytest.mark.parametrize("place", range(len(re.findall(r"```python\n", README))))
