@@ -108,7 +108,10 @@ class Facts:
         if node.op not in EVALUATORS:
             return None
         inputs = [self.known(tensor.name) if tensor.name else None for tensor in node.inputs]
-        return evaluate(node, inputs) if any(value is not None for value in inputs) else None
+        if all(value is None for value in inputs):
+            return None
+        value, dtype = evaluate(node, inputs), self.info(node.outputs[0].name).dtype
+        return value if value is not None and _can_hold(dtype, value) else None
 
     # ---- shapes ----------------------------------------------------------------------------
 
@@ -183,6 +186,17 @@ def _measure(node: gs.Node, shape: Dims | None) -> Known | None:
     return value
 
 
+def _can_hold(dtype: np.dtype[np.generic] | None, value: Known) -> bool:
+    """Whether arithmetic in this type gives these numbers, rather than others that wrap around."""
+    kind = np.dtype(np.int64) if dtype is None else dtype
+    if kind.kind not in "iub":
+        return False
+    low, high = (0, 1) if kind.kind == "b" else (np.iinfo(kind.name).min, np.iinfo(kind.name).max)
+    return all(
+        low <= entry <= high for entry in value.reshape(-1).tolist() if isinstance(entry, int)
+    )
+
+
 def _is_static(info: TensorInfo | None) -> bool:
     return (
         info is not None
@@ -237,7 +251,7 @@ def _quotient(shape: Dims, others: Sequence[int | str | None]) -> int | str | No
 def _padded(node: gs.Node, shape: Dims | None, inputs: Inputs) -> Dims | None:
     """The input's shape, where nothing is added."""
     given = node.attrs.get("pads", inputs[1] if len(inputs) > 1 else None)
-    if shape is None or given is None or len(given) != 2 * len(shape):
+    if shape is None or given is None or len(given) != 2 * len(shape) or len(inputs) > 3:
         return None
     pairs = zip(shape, given[: len(shape)], given[len(shape) :], strict=True)
     return tuple(dim if before == after == 0 else None for dim, before, after in pairs)

@@ -26,8 +26,8 @@ LIMIT = 128
 
 def known_array(array: npt.NDArray[np.generic]) -> Known | None:
     """A constant as a value, None if it is not small and integer (or boolean)."""
-    if array.size > LIMIT or array.dtype.kind not in "iub":
-        return None
+    if array.size > LIMIT or array.dtype.kind not in "iub" or array.dtype == np.uint64:
+        return None  # a large number without a sign fits no integer of shapes
     return np.array(array.tolist(), dtype=object).reshape(array.shape)
 
 
@@ -89,8 +89,9 @@ def _slice(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         size = data.shape[axis]
         stop: int | None = end
-        if step < 0 and end < -size:
-            stop = None
+        if step < 0:
+            start = max(start, -size)  # where Python would take nothing
+            stop = None if end < -size else end
         window[axis] = slice(start, stop, step)
     return data[tuple(window)]
 
@@ -115,7 +116,7 @@ def _squeeze(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
     if "axes" not in node.attrs and len(inputs) < 2:
         return np.squeeze(inputs[0])
     axes = _argument(node, inputs, 1, "axes")
-    return None if axes is None else np.squeeze(inputs[0], tuple(axes))
+    return np.squeeze(inputs[0], tuple(axes)) if axes else None
 
 
 _INTEGER_RANGES: Mapping[int, tuple[int, int]] = {
@@ -127,10 +128,14 @@ _INTEGER_RANGES: Mapping[int, tuple[int, int]] = {
 
 def _cast(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
     """Casts between wide integers only: to float, a division would no longer be integer."""
-    low, high = _INTEGER_RANGES.get(int(node.attrs["to"]), (0, 0))
+    target = int(node.attrs["to"])
+    low, high = _INTEGER_RANGES.get(target, (0, 0))
     if inputs[0] is None or not high:
         return None
-    numbers = [entry for entry in inputs[0].reshape(-1).tolist() if isinstance(entry, int)]
+    entries = inputs[0].reshape(-1).tolist()
+    numbers = [entry for entry in entries if isinstance(entry, int)]
+    if target == onnx.TensorProto.BOOL and len(numbers) < len(entries):
+        return None  # a size is no truth value
     return inputs[0] if all(low <= number < high for number in numbers) else None
 
 
@@ -163,15 +168,15 @@ def _binary(rule: Callable[[int, int], int]) -> _Evaluator:
     return row
 
 
-_NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
+_NEUTRAL = {"Add": 0, "Div": 1, "Max": 0, "Mul": 1, "Sub": 0}
 
 
 def _combine(rule: Callable[[int, int], int], op: str, a: object, b: object) -> object:
     if isinstance(a, int) and isinstance(b, int):
         return None if op in ("Div", "Mod") and b == 0 else rule(int(a), int(b))
-    if b == _NEUTRAL.get(op, b is None):
+    if op in _NEUTRAL and b == _NEUTRAL[op]:
         return a
-    if op in ("Add", "Mul") and a == _NEUTRAL[op]:
+    if op in ("Add", "Max", "Mul") and a == _NEUTRAL[op]:
         return b
     return None
 
@@ -266,6 +271,8 @@ def _reduce(rule: Callable[[list[int]], int]) -> _Evaluator:
     def row(node: gs.Node, inputs: Sequence[Known | None]) -> Known | None:
         value = as_integers(inputs[0])
         if value is None or value.ndim != 1 or not value.size:
+            return None
+        if node.attrs.get("noop_with_empty_axes", 0):
             return None
         keep = bool(node.attrs.get("keepdims", 1))
         return np.array([rule(value.tolist())] if keep else rule(value.tolist()), dtype=object)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphopt.ir import Edit, Graph, NewNode
-from tests.asserting import operators, parse
+from tests.asserting import assert_same_outputs, operators, parse
 
 
 def load(body: str, *, signature: str = "float[N,3,8,8] x", more: str = "") -> Graph:
@@ -83,3 +83,49 @@ def test_padding_keeps_the_names_of_what_it_leaves() -> None:
     assert shape is not None
     assert (shape[0], shape[1], shape[3]) == ("N", 3, 8)
     assert shape[2] != "H"
+
+
+INTEGERS = {
+    "past 64 bits": ("m = Mul(big, eight) y = Add(m, x)", "int64"),
+    "past 64 bits and back": ("m = Add(big, big) n = Sub(m, big) y = Add(n, x)", "int64"),
+    "below no sign": ("m = Sub(three, five) c = Cast<to=7>(m) y = Add(c, x)", "int64"),
+    "past 32 bits": ("m = Mul(most, two) n = Div(m, two) y = Add(n, x)", "int32"),
+    "a sum of nothing": (
+        "s = ReduceSum<noop_with_empty_axes=1>(some) r = ReduceMax(s) y = Add(r, x)",
+        "int64",
+    ),
+    "backwards from the first": ("s = Slice(some, far, far, zero, back) y = Add(s, x)", "int64"),
+}
+
+
+@pytest.mark.parametrize(("body", "dtype"), INTEGERS.values(), ids=INTEGERS.keys())
+def test_loading_computes_integers_as_onnx_does(body: str, dtype: str) -> None:
+    constants = """<int64[1] big = {4611686018427387904}, int64[1] eight = {8}, int64[1] zero = {0},
+        uint8[1] three = {3}, uint8[1] five = {5}, int32[1] most = {2147483647}, int32[1] two = {2},
+        int64[2] some = {5, 7}, int64[1] far = {-100}, int64[1] back = {-1}>"""
+    model = parse(f"g ({dtype}[1] x) => ({dtype}[1] y) {constants} {{ {body} }}")
+    assert_same_outputs(model, Graph.load(model), feeds={"x": np.ones(1, dtype)})
+
+
+@pytest.mark.parametrize(
+    ("body", "known"),
+    [
+        ("k = Min(n, zero)", None),
+        ("k = Mod(n, zero)", None),
+        ("b = Cast<to=9>(n) k = Cast<to=7>(b)", None),
+        ("m = Max(zero, n) k = Max(m, zero)", "N"),
+    ],
+)
+def test_a_size_that_has_only_a_name(body: str, known: str | None) -> None:
+    """It is the larger of itself and zero; of other arithmetic nothing is known."""
+    more = "<int64[1] zero = {0}>"
+    graph = load(f"s = Shape(x) n = Gather(s, zero) {body} y = Cast<to=1>(k)", more=more)
+    found = graph.known("k")
+    assert (None if found is None else found.tolist()[0]) == known
+
+
+def test_padding_of_chosen_axes_says_nothing_of_the_others() -> None:
+    more = "<int64[4] p = {0,1,0,0}, float v = {0}, int64[2] axes = {1,0}>"
+    text = f"g (float[N,3] x) => (float y) {more} {{ y = Pad(x, p, v, axes) }}"
+    shape = Graph.load(parse(text, opset=18)).shape("y")
+    assert shape is None or shape[0] != "N"
