@@ -67,6 +67,11 @@ def _refuse_unsupported(graph: onnx.GraphProto) -> None:
             kind = "Optional" if info.type.HasField("optional_type") else "Map"
             raise ModelError(f"tensor {info.name!r}: {kind} types are not supported; left alone")
     for node in graph.node:
+        if node.overload:
+            raise ModelError(
+                f"{_describe(node)}: calls the overload {node.overload!r} of a function, which is "
+                "not supported; left alone"
+            )
         for attribute in node.attribute:
             if attribute.type in _LOST_ATTRIBUTES:
                 raise ModelError(

@@ -199,3 +199,10 @@ def test_other_outputs_leave_only_what_they_need(graph: Graph) -> None:
     assert part.clone().outputs == ("r", "a")
     with pytest.raises(EditError, match="no node of the main scope computes 's'"):
         Graph.load(parse(BRANCHES)).with_outputs(["s"])
+
+
+def test_overloads_of_functions_are_refused() -> None:
+    model = parse("g (float[2] x) => (float[2] y) { y = Neg(x) }")
+    model.graph.node[0].overload = "other"
+    with pytest.raises(ModelError, match="overload 'other'"):
+        Graph.load(model)
