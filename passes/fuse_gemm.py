@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from graphopt.ir import Edit, Graph, NewNode
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
+from graphopt.rewrite.islands import order_of
 from graphopt.rewrite.matching import data_source, operands, private_source, sharing
 
 __all__ = ["FuseGemm"]
@@ -64,7 +65,7 @@ def transposed(graph: Graph, node: gs.Node) -> Edit | None:
     attrs = dict(node.attrs)
     for index, key in enumerate(("transA", "transB")):
         maker = private_source(graph, node, index, "Transpose")
-        if maker is not None:
+        if maker is not None and order_of(graph, maker) == (1, 0):
             inputs[index] = maker.inputs[0].name
             attrs[key] = 1 - int(attrs.get(key, 0))
             gone.append(maker)

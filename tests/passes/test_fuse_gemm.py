@@ -80,3 +80,8 @@ def test_a_bias_that_widens_the_product_stays() -> None:
 def test_an_output_in_the_middle_stays() -> None:
     head = "main (float[3,4] x) => (float[3,6] p, float[3,6] y) <float[4,6] w, float[6] b>"
     assert_unchanged(head + "{ p = MatMul (x, w) y = Add (p, b) }", FuseGemm())
+
+
+def test_a_transpose_that_moves_nothing_stays() -> None:
+    head = "main (float[4,4] x) => (float[4,6] y) <float[4,6] w>"
+    assert_unchanged(head + "{ t = Transpose <perm=[0,1]> (x) y = MatMul (t, w) }", FuseGemm())
