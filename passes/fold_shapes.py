@@ -16,8 +16,6 @@ from graphopt.rewrite.shaping import expand_target, reshape_target
 
 __all__ = ["FoldShapes"]
 
-_TO_THE_END = np.iinfo(np.int64).max
-
 
 @dataclass(frozen=True)
 class FoldShapes(Pass):
@@ -70,8 +68,10 @@ def constant_slice(graph: Graph, node: gs.Node) -> Edit | None:
         return None
     axes = integers(graph, node, 3, "axes") if len(node.inputs) > 3 else range(len(shape))
     steps = integers(graph, node, 4, "steps") if len(node.inputs) > 4 else ()
-    if axes is None or steps is None or any(step < 1 for step in steps):
+    dtype = graph.dtype(node.inputs[1].name)
+    if axes is None or steps is None or any(step < 1 for step in steps) or dtype is None:
         return None
+    to_the_end = np.iinfo(dtype.name).max
     new: dict[int, Array] = {}
     for index in computed:
         bounds = graph.known(node.inputs[index].name)
@@ -79,12 +79,12 @@ def constant_slice(graph: Graph, node: gs.Node) -> Edit | None:
             return None
         sizes = [shape[axis] for axis in axes][: bounds.size]
         numbers = [
-            bound if isinstance(bound, int) else _TO_THE_END if bound and bound == size else None
+            bound if isinstance(bound, int) else to_the_end if bound and bound == size else None
             for bound, size in zip(bounds, sizes, strict=True)
         ]
         if None in numbers:
             return None
-        new[index] = np.array(numbers, np.int64)
+        new[index] = np.array(numbers, dtype)
     return _with_inputs(node, new)
 
 

@@ -67,6 +67,8 @@ def _alone(graph: Graph, node: gs.Node, rank: int) -> Move | None:
 def _together(graph: Graph, node: gs.Node, rank: int) -> Move | None:
     """Element by element from all inputs, with broadcasting."""
     tied, constants = [], {}
+    if {"axis", "broadcast"} & node.attrs.keys():
+        return None  # before operator set 7 attributes said how shapes meet
     for place, tensor in enumerate(node.inputs):
         value, shape = graph.constant(tensor.name), graph.shape(tensor.name)
         if shape is None or (value is None and len(shape) not in (0, rank)) or len(shape) > rank:
@@ -113,7 +115,7 @@ def _reduce(graph: Graph, node: gs.Node, rank: int) -> Move | None:
     """Over axes that are kept, or dropped where the others stay in their order."""
     given = "axes" in node.attrs or (len(node.inputs) > 1 and bool(node.inputs[1].name))
     axes = integers(graph, node, 1, "axes") if given else ()
-    if axes is None or (not given and node.attrs.get("noop_with_empty_axes", 0)):
+    if axes is None or (not axes and node.attrs.get("noop_with_empty_axes", 0)):
         return None
     kept = bool(node.attrs.get("keepdims", 1))
     over = {axis % rank for axis in axes} or set(range(rank))
@@ -154,7 +156,7 @@ def _slice(graph: Graph, node: gs.Node, rank: int) -> Move | None:
         places = np.asarray([order.index(axis) for axis in numbers])
         if "starts" in node.attrs:
             return Change(attrs={"axes": places.tolist()})
-        return Change({3: places.astype(np.int64)})
+        return Change({3: places.astype(graph.dtype(node.inputs[1].name))})
 
     return Move((0,), change)
 

@@ -97,3 +97,10 @@ def test_slice(bounds: str, end: int) -> None:
 )
 def test_slice_up_to_another_size_or_backwards_stays(body: str) -> None:
     assert_unchanged(dynamic(body, "float[N,6] x", 2), FoldShapes())
+
+
+def test_a_slice_by_short_integers_keeps_their_type() -> None:
+    more = "int64[1] i = {0}, int32[1] from = {1}, int32[1] axis = {0}"
+    body = "s = Shape(x) n = Gather(s, i) end = Cast<to=6>(n) y = Slice(x, from, end, axis)"
+    graph = fold(f"g (float[N,6] x) => (float[a,6] y) <{more}> {{ {body} }}")
+    assert [node.op for node in graph.nodes] == ["Slice"]

@@ -128,3 +128,19 @@ def test_old_softmax_flattens_and_stays() -> None:
     head = "main (float[2,3,4,5] x) => (float[2,3,4,5] y)"
     body = f"{{ a = {IN} (x) b = Softmax <axis=3> (a) y = {OUT} (b) }}"
     assert_unchanged(head + body, SinkTransposes(), opset=11)
+
+
+def test_a_slice_by_short_integers_keeps_their_type() -> None:
+    head = """main (float[2,3,4,5] x) => (float[a,b,c,d] y)
+    <int32[1] one = {1}, int32[1] two = {2}, int32[1] last = {3}, int32[1] moved = {1}>"""
+    assert_rewrites(
+        f"{head} {{ a = {IN} (x) b = Slice (a, one, two, last) y = {OUT} (b) }}",
+        f"{head} {{ y = Slice (x, one, two, moved) }}",
+        SinkTransposes(),
+    )
+
+
+def test_a_sum_over_no_axes_adds_nothing() -> None:
+    head = "main (float[2,3,4,5] x) => (float[a,b,c,d] y) <int64[0] none = {}>"
+    body = f"a = {IN} (x) b = ReduceSum <noop_with_empty_axes=1> (a, none) y = {OUT} (b)"
+    assert_unchanged(f"{head} {{ {body} }}", SinkTransposes())
