@@ -51,7 +51,7 @@ def _merge_constants(graph: Graph) -> int:
     groups: dict[Hashable, list[str]] = {}
     for name, array in sorted(graph.constants().items()):
         if array.nbytes > _SHARED_BYTES and array.dtype.kind != "O" and not is_uniform(array):
-            groups.setdefault((array.shape, array.dtype.str, _sample(array)), []).append(name)
+            groups.setdefault((array.shape, array.dtype, _sample(array)), []).append(name)
     merged = 0
     for names in groups.values():
         for place, name in enumerate(names):
@@ -116,5 +116,5 @@ def _frozen(value: object) -> Hashable:
     if isinstance(value, gs.Constant):
         value = value.values
     if isinstance(value, np.ndarray):
-        return value.shape, value.dtype.str, _flat(value).tobytes()
+        return value.shape, value.dtype, _flat(value).tobytes()
     return tuple(value) if isinstance(value, list) else str(value)

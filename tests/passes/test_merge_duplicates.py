@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -95,3 +96,17 @@ def test_one_bit_is_a_difference() -> None:
     value[-1, -1] = np.nextafter(value[-1, -1], np.float32(9))
     graph.set_constant("v", value)
     assert len(apply_pass(graph.to_model(), MergeDuplicates()).constants()) == 2
+
+
+def test_equal_bits_of_two_types_are_not_the_same() -> None:
+    types = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz)
+    model = parse(
+        """g (float[1] x) => (float[1] y) {
+            a = Cast <to=1> (c0) b = Cast <to=1> (c1) d = Sub (a, b) y = Add (x, d)
+        }""",
+        opset=19,
+    )
+    for place, dtype in enumerate(types):
+        array = np.array([0x3C], np.uint8).view(dtype)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"c{place}"))
+    assert_same_outputs(model, apply_pass(model, MergeDuplicates()))
