@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from graphopt.ir import Edit, Graph, NewNode
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
-from graphopt.rewrite.affine import AFFINE_OPS, affine_run
+from graphopt.rewrite.affine import AFFINE_OPS, affine_run, in_type
 from graphopt.rewrite.linear import linear_layer
 from graphopt.rewrite.matching import data_source, is_op, source
 
@@ -42,7 +42,7 @@ class ConvolveAffine(Pass):
 def depthwise(graph: Graph, node: gs.Node) -> Edit | None:
     """Replace conv(s * f(conv(x)) + t) by conv(depthwise(f(conv(x))))."""
     change, gone = affine_run(graph, node, _CHANNEL_AXIS)
-    if change is None or not change.finite():
+    if change is None:
         return None
     shape, dtype = graph.shape(change.data), graph.dtype(change.data)
     if shape is None or len(shape) != 4 or dtype != np.float32:
@@ -52,11 +52,13 @@ def depthwise(graph: Graph, node: gs.Node) -> Edit | None:
         return None
     if not _after_conv(graph, gone[0]) or not _before_conv(graph, node):
         return None
-    scale, shift = (np.broadcast_to(values, (channels,)) for values in (change.scale, change.shift))
-    weight = scale.reshape(channels, 1, 1, 1).astype(dtype)
+    wide = [np.broadcast_to(values, (channels,)) for values in (change.scale, change.shift)]
+    scale, shift = (in_type(values, dtype) for values in wide)
+    if scale is None or shift is None:
+        return None
     new = NewNode(
         "Conv",
-        (change.data, weight, shift.astype(dtype)),
+        (change.data, scale.reshape(channels, 1, 1, 1), shift),
         (node.outputs[0].name,),
         {"group": channels, "kernel_shape": [1, 1]},
         name=node.name,

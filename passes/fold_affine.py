@@ -18,6 +18,7 @@ from graphopt.rewrite.affine import (
     batch_norm,
     constant_affine,
     in_pieces,
+    in_type,
 )
 from graphopt.rewrite.linear import LINEAR_OPS, fold_after, fold_before, linear_layer
 from graphopt.rewrite.matching import data_source, sharing
@@ -61,19 +62,19 @@ def into_batch_norm(graph: Graph, node: gs.Node) -> Edit | Refusal | None:
     if maker is None or shape is None or not isinstance(batch_norm(graph, maker), Affine):
         return None
     change = constant_affine(graph, node, 1 - len(shape))
-    if change is None or not change.finite():
+    if change is None:
         return None
     if reason := sharing(graph, maker):
         return Refusal("into_batch_norm", node.name, reason)
     data, gamma, beta, mean, variance = (tensor.name for tensor in maker.inputs)
-    scale, shift = _doubles(graph, gamma), _doubles(graph, beta)
     dtype = graph.dtype(gamma)
-    arrays = (
-        (change.scale * scale).astype(dtype),
-        (change.scale * shift + change.shift).astype(dtype),
-    )
+    scale = in_type(change.scale * _doubles(graph, gamma), dtype)
+    shift = in_type(change.scale * _doubles(graph, beta) + change.shift, dtype)
+    if scale is None or shift is None:
+        return Refusal("into_batch_norm", node.name, f"the result is not finite in {dtype}")
+    inputs = (data, scale, shift, mean, variance)
     outputs = (node.outputs[0].name,)
-    new = NewNode(maker.op, (data, *arrays, mean, variance), outputs, maker.attrs, name=maker.name)
+    new = NewNode(maker.op, inputs, outputs, maker.attrs, name=maker.name)
     return Edit(remove=(maker, node), add=(new,))
 
 

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from graphopt.ir import Edit, Graph, NewNode
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
-from graphopt.rewrite.affine import AFFINE_OPS, affine_run, constant_affine, in_pieces
+from graphopt.rewrite.affine import AFFINE_OPS, affine_run, constant_affine, in_pieces, in_type
 from graphopt.rewrite.matching import sole_reader
 
 __all__ = ["FuseBatchNorm"]
@@ -41,7 +41,7 @@ def affine(graph: Graph, node: gs.Node) -> Edit | Refusal | None:
     axis, channels = 1 - len(shape), shape[1]
     change, run = affine_run(graph, node, axis)
     reader = sole_reader(graph, node, *AFFINE_OPS)
-    if change is None or len(run) < 2 or not change.finite():
+    if change is None or len(run) < 2:
         return None
     if reader is not None and constant_affine(graph, reader, axis) is not None:
         return None
@@ -49,9 +49,12 @@ def affine(graph: Graph, node: gs.Node) -> Edit | Refusal | None:
         return Refusal("affine", node.name, reason)
     if graph.dtype(change.data) != np.float32:
         return Refusal("affine", node.name, "ONNX Runtime normalizes batches of floats alone")
-    scale, shift = (np.broadcast_to(v, (channels,)) for v in (change.scale, change.shift))
     zero, one = np.zeros(channels, np.float32), np.ones(channels, np.float32)
-    inputs = (change.data, scale.astype(np.float32), shift.astype(np.float32), zero, one)
+    wide = [np.broadcast_to(values, (channels,)) for values in (change.scale, change.shift)]
+    scale, shift = (in_type(values, zero.dtype) for values in wide)
+    if scale is None or shift is None:
+        return Refusal("affine", node.name, "the result is not finite")
+    inputs = (change.data, scale, shift, zero, one)
     outputs = (node.outputs[0].name,)
     new = NewNode("BatchNormalization", inputs, outputs, {"epsilon": 0.0}, name=node.name)
     return Edit(remove=run, add=(new,))

@@ -11,7 +11,13 @@ import onnx_graphsurgeon as gs
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, Rule, rewrite
-from graphopt.rewrite.affine import AFFINE_OPS, Vector, constant_affine, elementwise_affine
+from graphopt.rewrite.affine import (
+    AFFINE_OPS,
+    Vector,
+    constant_affine,
+    elementwise_affine,
+    in_type,
+)
 from graphopt.rewrite.matching import data_source, dying, sharing
 from graphopt.rewrite.norms import read_norm
 
@@ -88,8 +94,11 @@ def into_norm(graph: Graph, node: gs.Node) -> Edit | Refusal | None:
         return Refusal("into_norm", node.name, "the bias is computed, or there is none")
     factor = scale.astype(np.float64) * change[0]
     term = old.astype(np.float64) * change[0] + change[1]
-    arrays = [array.astype(scale.dtype) for array in (factor, term)][: 1 if lacks_bias else 2]
-    inputs, outputs = (maker.inputs[0].name, *arrays), (node.outputs[0].name,)
+    arrays = [in_type(array, scale.dtype) for array in (factor, term)][: 1 if lacks_bias else 2]
+    fitting = [array for array in arrays if array is not None]
+    if len(fitting) < len(arrays):
+        return Refusal("into_norm", node.name, f"the result is not finite in {scale.dtype}")
+    inputs, outputs = (maker.inputs[0].name, *fitting), (node.outputs[0].name,)
     new = NewNode(maker.op, inputs, outputs, maker.attrs, name=maker.name)
     return Edit(remove=(maker, node), add=(new,))
 
@@ -107,7 +116,7 @@ def _change(
         if per_channel
         else elementwise_affine(graph, node)
     )
-    if change is None or not change.finite():
+    if change is None:
         return None
     whole = [_along(value, sizes) for value in (change.scale, change.shift)]
     return None if whole[0] is None or whole[1] is None else (whole[0], whole[1])

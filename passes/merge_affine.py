@@ -11,7 +11,15 @@ import onnx_graphsurgeon as gs
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
-from graphopt.rewrite.affine import AFFINE_OPS, constant_affine, elementwise_affine, in_pieces
+from graphopt.rewrite.affine import (
+    AFFINE_OPS,
+    Affine,
+    Vector,
+    constant_affine,
+    elementwise_affine,
+    in_pieces,
+    in_type,
+)
 from graphopt.rewrite.linear import LINEAR_OPS, linear_layer
 from graphopt.rewrite.matching import data_source, is_op, sharing
 
@@ -23,8 +31,9 @@ class MergeAffine(Pass):
     """Merge Mul, Div, Add and Sub with constants that follow each other.
 
     (x * a) * b becomes x * ab and (x + a) + b becomes x + (a + b), unless the merged constant
-    would be larger than both. (x + b) * c becomes x * c + bc where a factor or a linear layer
-    before it can take c, as in a projection whose result is scaled.
+    would be larger than both or imprecise in its type, or a is so large that adding it rounds.
+    (x + b) * c becomes x * c + bc where a factor or a linear layer before it can take c, as in a
+    projection whose result is scaled.
     """
 
     name: ClassVar[str] = "merge-affine"
@@ -42,16 +51,33 @@ def merge(graph: Graph, node: gs.Node) -> Edit | None:
     second = elementwise_affine(graph, node)
     if maker is None or first is None or second is None or sharing(graph, maker):
         return None
-    whole = second.after(first)
+    whole, dtype = second.after(first), graph.dtype(first.data)
     bloats = whole.scale.size > max(first.scale.size, second.scale.size)
-    if bloats or not whole.finite() or (whole.scales() and whole.shifts()):
-        return None
-    if in_pieces(graph, maker):
+    if bloats or (whole.scales() and whole.shifts()) or _rounds(first, dtype):
         return None
     op, value = ("Add", whole.shift) if whole.shifts() else ("Mul", whole.scale)
-    inputs = (whole.data, _typed(graph, whole.data, value))
-    new = NewNode(op, inputs, (node.outputs[0].name,), name=node.name)
+    constant = _precise(value, dtype)
+    if constant is None or in_pieces(graph, maker):
+        return None
+    new = NewNode(op, (whole.data, constant), (node.outputs[0].name,), name=node.name)
     return Edit(remove=(maker, node), add=(new,))
+
+
+def _precise(value: Vector, dtype: np.dtype[np.generic] | None) -> Array | None:
+    """A constant in a tensor's type; None if it overflows there, or nearly vanishes."""
+    result = in_type(value, dtype)
+    if result is None or np.any(
+        (np.abs(value) < np.finfo(result.dtype.name).tiny) & (value != 0.0)
+    ):
+        return None
+    return result
+
+
+def _rounds(change: Affine, dtype: np.dtype[np.generic] | None) -> bool:
+    """Whether an offset is so large that adding and subtracting it rounds to whole numbers."""
+    return dtype is not None and bool(
+        np.any(np.abs(change.shift) * np.finfo(dtype.name).eps >= 1.0)
+    )
 
 
 def hoist(graph: Graph, node: gs.Node) -> Edit | None:
@@ -63,17 +89,15 @@ def hoist(graph: Graph, node: gs.Node) -> Edit | None:
     first, second = elementwise_affine(graph, maker), elementwise_affine(graph, node)
     if first is None or second is None or not _absorbs(graph, ahead, node):
         return None
-    whole = second.after(first)
-    if not whole.finite() or whole.shift.size > max(first.shift.size, second.shift.size):
+    whole, dtype = second.after(first), graph.dtype(first.data)
+    factor, offset = _precise(whole.scale, dtype), _precise(whole.shift, dtype)
+    if factor is None or offset is None:
         return None
-    scaled = graph.fresh(f"{maker.outputs[0].name}_scaled")
-    factor = (whole.data, _typed(graph, whole.data, whole.scale))
-    offset = (scaled, _typed(graph, whole.data, whole.shift))
-    output = node.outputs[0].name
-    return Edit(
-        remove=(maker, node),
-        add=(NewNode("Mul", factor, (scaled,)), NewNode("Add", offset, (output,))),
-    )
+    if whole.shift.size > max(first.shift.size, second.shift.size):
+        return None
+    scaled, output = graph.fresh(f"{maker.outputs[0].name}_scaled"), node.outputs[0].name
+    times = NewNode("Mul", (whole.data, factor), (scaled,))
+    return Edit(remove=(maker, node), add=(times, NewNode("Add", (scaled, offset), (output,))))
 
 
 def _absorbs(graph: Graph, ahead: gs.Node, node: gs.Node) -> bool:
@@ -82,7 +106,3 @@ def _absorbs(graph: Graph, ahead: gs.Node, node: gs.Node) -> bool:
     if layer is None:
         return elementwise_affine(graph, ahead) is not None and not in_pieces(graph, ahead)
     return constant_affine(graph, node, layer.channel_axis) is not None
-
-
-def _typed(graph: Graph, data: str, value: Array) -> Array:
-    return np.asarray(value, graph.dtype(data))

@@ -21,6 +21,7 @@ __all__ = [
     "constant_affine",
     "elementwise_affine",
     "in_pieces",
+    "in_type",
 ]
 
 Vector = npt.NDArray[np.float64]
@@ -55,7 +56,7 @@ def batch_norm(graph: Graph, node: gs.Node) -> Affine | str | None:
         return None
     if node.attrs.get("training_mode", 0) or any(tensor.name for tensor in node.outputs[1:]):
         return "it is in training mode"
-    if not node.attrs.get("spatial", 1) or graph.opset < 7:
+    if not node.attrs.get("spatial", 1):
         return "its statistics are not per channel"
     given = [graph.constant(tensor.name) for tensor in node.inputs[1:5]]
     values = [value.astype(np.float64).reshape(-1) for value in given if value is not None]
@@ -103,6 +104,15 @@ def elementwise_affine(graph: Graph, node: gs.Node) -> Affine | None:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         coefficients = row(pair.constant.astype(np.float64), pair.first)
     return None if coefficients is None else Affine(pair.data, *coefficients)
+
+
+def in_type(value: Vector, dtype: np.dtype[np.generic] | None) -> Array | None:
+    """A constant in a tensor's type; None if it is not finite there."""
+    if dtype is None:
+        return None
+    with np.errstate(over="ignore"):
+        result = np.asarray(value, dtype)
+    return result if bool(np.all(np.isfinite(result))) else None
 
 
 def in_pieces(graph: Graph, node: gs.Node) -> str | None:

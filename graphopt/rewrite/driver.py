@@ -20,6 +20,9 @@ __all__ = ["Refusal", "RewriteLog", "Rule", "rewrite"]
 
 _LOG = logging.getLogger(__name__)
 
+_LEAST_OPSET = 7
+"""Before this operator set broadcasting was an attribute, and ONNX Runtime checks next to none."""
+
 _EDITS_PER_NODE = 20
 """No sound set of rules edits a graph more often than this; beyond it two rules undo each other."""
 
@@ -54,6 +57,9 @@ def rewrite(graph: Graph, rules: Mapping[str, Sequence[Rule]]) -> RewriteLog:
     `rules` are keyed by operator: "Conv", or "com.microsoft::Gelu" outside the standard domain.
     Nodes around an edit are looked at again. Raises EditError if the rules do not settle.
     """
+    if graph.opset < _LEAST_OPSET:
+        why = f"operator set {graph.opset} is too old; convert the model to {_LEAST_OPSET} or newer"
+        return RewriteLog({}, (Refusal("rewrite", "every node", why),))
     waiting = deque(graph.all_nodes())
     queued = {id(node) for node in waiting}
     limit = 100 + _EDITS_PER_NODE * len(waiting)

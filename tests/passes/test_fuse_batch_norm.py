@@ -53,3 +53,9 @@ def test_double_precision_stays() -> None:
     text = """main (double[2,4,5,5] x) => (double[2,4,5,5] y) <double two = {2.0}>
     { a = Mul (x, two) y = Add (a, two) }"""
     assert_unchanged(text, FuseBatchNorm())
+
+
+def test_coefficients_that_overflow_stay() -> None:
+    head = "main (float[2,4,5,5] x) => (float[2,4,5,5] y) <float large = {1e30}>"
+    body = "a = Mul (x, large) b = Add (a, large) y = Mul (b, large)"
+    assert_unchanged(f"{head} {{ {body} }}", FuseBatchNorm())

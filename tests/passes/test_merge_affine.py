@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import pytest
 
+from graphopt.ir import Graph
+from graphopt.passbase import Context
 from passes.fold_affine import FoldAffine
 from passes.merge_affine import MergeAffine
-from tests.asserting import assert_rewrites, assert_unchanged
+from tests.asserting import assert_rewrites, assert_unchanged, operators, parse
 
 HEAD = """main (float[2,4,5,5] x) => (float[2,4,5,5] y)
 <float[4,1,1] a, float[1] b_var, float[5,5] image, float half = {0.5}, float one = {1.0},
@@ -55,3 +59,27 @@ STAYS = {
 @pytest.mark.parametrize("body", STAYS.values(), ids=STAYS.keys())
 def test_stays(body: str) -> None:
     assert_unchanged(f"{HEAD} {{ {body} }}", MergeAffine())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "t = Mul (x, large) y = Mul (t, large)",
+        "t = Mul (x, tiny) y = Mul (t, tiny)",
+        "s = Mul (x, large) t = Add (s, large) y = Mul (t, large)",
+    ],
+)
+def test_what_half_precision_cannot_hold_stays(body: str) -> None:
+    model = parse(f"main (float16[3] x) => (float16[3] y) {{ {body} }}")
+    for name, value in (("large", 300), ("tiny", 1e-4)):
+        array = np.array(value, np.float16)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    graph = Graph.load(model)
+    before = operators(graph)
+    MergeAffine().run(graph, Context(original=graph))
+    assert operators(graph) == before
+
+
+def test_rounding_by_a_large_offset_stays() -> None:
+    head = "main (float[3] x) => (float[3] y) <float large = {12582912.0}>"
+    assert_unchanged(f"{head} {{ t = Add (x, large) y = Sub (t, large) }}", MergeAffine())
