@@ -17,8 +17,9 @@ from graphopt.rewrite.matching import (
     dying,
     integers,
     is_op,
+    number,
+    operands,
     private_source,
-    scalar,
     source,
 )
 
@@ -52,7 +53,8 @@ class FuseActivations(Pass):
 
 def sigmoid(graph: Graph, node: gs.Node) -> Edit | None:
     """Replace 1 / (1 + exp(-x)) by Sigmoid."""
-    if node.op == "Div" and scalar(graph, node.inputs[0].name) != 1.0:
+    pair = operands(graph, node)
+    if node.op == "Div" and (pair is None or pair.first or number(graph, node) != 1.0):
         return None
     plus = private_source(graph, node, len(node.inputs) - 1, "Add")
     one = None if plus is None else elementwise_affine(graph, plus)

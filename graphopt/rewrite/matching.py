@@ -20,6 +20,7 @@ __all__ = [
     "integers",
     "is_op",
     "keeps_shape",
+    "number",
     "operands",
     "private_source",
     "scalar",
@@ -110,6 +111,14 @@ def keeps_shape(graph: Graph, data: str, constant: Array) -> bool:
         return False
     aligned = shape[len(shape) - constant.ndim :]
     return all(size in (1, dim) for size, dim in zip(constant.shape, aligned, strict=True))
+
+
+def number(graph: Graph, node: gs.Node) -> float | None:
+    """The number that a node combines its computed operand with, if that leaves the shape."""
+    pair = operands(graph, node)
+    if pair is None or not keeps_shape(graph, pair.data, pair.constant):
+        return None
+    return scalar(graph, node.inputs[1 if pair.first else 0].name)
 
 
 def scalar(graph: Graph, name: str) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Graph
-from graphopt.rewrite.matching import data_source, integers, operands, scalar, source
+from graphopt.rewrite.matching import data_source, integers, is_op, number, operands, source
 
 __all__ = ["Norm", "read_norm"]
 
@@ -54,21 +54,18 @@ def _inverse_root(graph: Graph, node: gs.Node, place: int) -> gs.Node | None:
     if inverted is None:
         return None
     if inverted.op == "Pow":
-        return inverted if scalar(graph, inverted.inputs[1].name) == -0.5 else None
+        return inverted if _is_power(graph, inverted, -0.5) else None
     if inverted.op == "Reciprocal":
         return _root(graph, inverted, 0)
-    return _root(graph, inverted, 1) if scalar(graph, inverted.inputs[0].name) == 1.0 else None
+    return _root(graph, inverted, 1) if number(graph, inverted) == 1.0 else None
 
 
 def _under_root(graph: Graph, root: gs.Node) -> tuple[gs.Node, float] | None:
     """The mean and the epsilon that a root is taken of."""
     plus = source(graph, root, 0, "Add")
-    pair = None if plus is None else operands(graph, plus)
     mean = None if plus is None else data_source(graph, plus, "ReduceMean")
-    if plus is None or pair is None or mean is None or pair.constant.size != 1:
-        return None
-    epsilon = scalar(graph, plus.inputs[1 if pair.first else 0].name)
-    return None if epsilon is None else (mean, epsilon)
+    epsilon = None if plus is None else number(graph, plus)
+    return None if mean is None or epsilon is None else (mean, epsilon)
 
 
 def _mean_axes(graph: Graph, mean: gs.Node) -> tuple[int, ...] | None:
@@ -86,15 +83,21 @@ def _squared(graph: Graph, mean: gs.Node) -> str | None:
         return None
     left, right = (tensor.name for tensor in square.inputs)
     if square.op == "Pow":
-        return str(left) if scalar(graph, right) == 2.0 else None
+        return str(left) if _is_power(graph, square, 2.0) else None
     return str(left) if left == right else None
+
+
+def _is_power(graph: Graph, node: gs.Node, exponent: float) -> bool:
+    """Whether a Pow raises its first operand to a number."""
+    pair = operands(graph, node)
+    return pair is not None and pair.first and number(graph, node) == exponent
 
 
 def _centred(graph: Graph, name: str, axes: tuple[int, ...]) -> str | None:
     """The tensor that `name` is without its mean over `axes`."""
     minus = graph.producer(name)
-    mean = None if minus is None or minus.op != "Sub" else source(graph, minus, 1, "ReduceMean")
-    if minus is None or mean is None or _mean_axes(graph, mean) != axes:
+    mean = None if minus is None else source(graph, minus, 1, "ReduceMean")
+    if minus is None or not is_op(minus, "Sub") or mean is None or _mean_axes(graph, mean) != axes:
         return None
     data = str(minus.inputs[0].name)
     return data if mean.inputs[0].name == data else None

@@ -71,3 +71,9 @@ def test_stays(body: str) -> None:
     square = "(float[4,4,4] x, float[4,4,4] z) => (float[4,4,4] y)"
     head = HEAD.replace("(float[2,4,5] x, float[2,4,5] z) => (float[2,4,5] y)", square)
     assert_unchanged(f"{head} {{ {body} }}", FuseActivations(), opset=18)
+
+
+def test_a_numerator_that_widens_the_result_stays() -> None:
+    head = "main (float[1] x) => (float[3] y) <float one = {1.0}, float[3] ones = {1, 1, 1}>"
+    body = "n = Neg (x) e = Exp (n) p = Add (e, one) y = Div (ones, p)"
+    assert_unchanged(f"{head} {{ {body} }}", FuseActivations())

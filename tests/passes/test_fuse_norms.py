@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 
 from passes.fuse_norms import FuseNorms
-from tests.asserting import assert_rewrites, assert_unchanged
+from tests.asserting import apply_pass, assert_rewrites, assert_same_outputs, assert_unchanged
 
 HEAD = """main (float[2,3,4,5] x) => (float[2,3,4,5] y)
 <float[5] g, float[5] b, float[1,3,1,1] gc, float[3,1,1] bc, float[3] g3, float[3] b3,
@@ -108,3 +109,32 @@ def test_root_mean_square_in_its_operator_set() -> None:
     head = HEAD.replace("float half", "int64[1] last = {-1}, float half")
     after = "y = RMSNormalization <axis=-1, epsilon=0.00001> (x, g)"
     assert_rewrites(f"{head} {{ {body} }}", f"{head} {{ {after} }}", FuseNorms(), opset=23)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "s = Mul (d, d) v = {mean} (s) w = Add (v, wide) r = Sqrt (w) y = Div (d, r)",
+        "s = Mul (d, d) v = {mean} (s) w = Add (v, e) r = Sqrt (w) q = Div (one, r) y = Mul (d, q)",
+        "s = Pow (d, two) v = {mean} (s) w = Add (v, e) r = Sqrt (w) y = Div (d, r)",
+    ],
+)
+def test_a_constant_that_adds_an_axis_stays(body: str) -> None:
+    head = """main (float[3,4] x) => (float[a,b,c] y)
+    <float[1,1,1] wide, float e = {0.001}, float[1,1,1] one = {1}, float[1,1,1] two = {2}>"""
+    mean = "ReduceMean <axes=[-1]>"
+    assert_unchanged(
+        f"{head} {{ m = {mean} (x) d = Sub (x, m) {body.format(mean=mean)} }}", FuseNorms()
+    )
+
+
+def test_another_domain_may_call_something_else_sub() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 17, "other" : 1]>
+        g (float[2,4] x) => (float[2,4] y) <float e = {0.001}> {
+            m = ReduceMean <axes=[-1]> (x) d = other.Sub (x, m) s = Mul (d, d)
+            v = ReduceMean <axes=[-1]> (s) w = Add (v, e) r = Sqrt (w) y = Div (d, r)
+        }
+        <domain: "other", opset_import: ["" : 17]> Sub (a, b) => (c) { c = Mul (a, b) }"""
+    )
+    assert_same_outputs(model, apply_pass(model, FuseNorms()))
