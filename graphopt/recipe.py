@@ -65,7 +65,8 @@ def load_recipe(source: str) -> Recipe:
         try:
             return _read(path.read_text(), str(path), ())
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {source!r}: cannot be read ({error})") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise RecipeError(f"recipe {source!r}: cannot be read ({why})") from error
     return _builtin(source, ())
 
 

@@ -71,8 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             prog_name="graphopt",
             standalone_mode=False,
         )
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        code = 2
+    except click.UsageError as error:
+        where = error.ctx.command_path.removeprefix("graphopt").strip() if error.ctx else ""
+        _say(f"{where}: {error.format_message()}" if where else error.format_message())
+        code = 2
+    except click.ClickException as error:
+        _say(error.format_message())
         code = 2
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted; the output was not written, finished stages stay in the work directory")

@@ -9,6 +9,8 @@ import click
 import numpy as np
 
 from graphopt.cli.options import (
+    FILE,
+    check_json,
     data_option,
     json_option,
     preprocess_option,
@@ -17,24 +19,29 @@ from graphopt.cli.options import (
     threads_option,
     write_json,
 )
-from graphopt.cli.show import change, print_table
+from graphopt.cli.show import print_table
 from graphopt.data import Dataset, is_function_name
 from graphopt.data import open as open_data
 from graphopt.errors import DataError, ModelError
 from graphopt.ir import Graph
-from graphopt.manager import input_specs, size_of
+from graphopt.manager import input_specs, size_of_source
 from graphopt.metrics import Metric, choose
 from graphopt.passbase import Note
+from graphopt.report import change, score, significant
+from graphopt.report import macs as macs_text
+from graphopt.report import threads as threads_text
 from graphopt.runtime import BenchPlan, BenchResult, Comparison, Latency, Session, runnable_feeds
 from graphopt.runtime import bench as run_bench
 from graphopt.runtime import compare as compare_outputs
 
 __all__ = ["bench", "compare"]
 
+Pair = tuple[Path | Graph, Path | Graph]
+
 
 @click.command()
-@click.argument("model", type=Path)
-@click.option("--against", type=Path, multiple=True, help="Another model, timed in turns with it.")
+@click.argument("model", type=FILE)
+@click.option("--against", type=FILE, multiple=True, help="Another model, timed in turns with it.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
 @threads_option
 @seed_option
@@ -48,11 +55,13 @@ def bench(
     json_file: Path | None,
 ) -> int:
     """Time MODEL in ONNX Runtime; with --against, in interleaved pairs, so that ratios hold."""
+    check_json(json_file)
     graph = read_graph(model)
+    others = {other: _openable(other, read_graph(other)) for other in against}
     feeds = runnable_feeds(graph, seed, batch=batch).arrays
     plan = BenchPlan(threads=threads, seed=seed, memory=True)
     results = {
-        other: run_bench(_openable(model), other and _openable(other), feeds=feeds, plan=plan)
+        other: run_bench(_openable(model, graph), other and others[other], feeds=feeds, plan=plan)
         for other in (against or (None,))
     }
     first = next(iter(results.values()))
@@ -61,24 +70,24 @@ def bench(
         _row(other, result.b, result) for other, result in results.items() if other and result.b
     ]
     columns = ["model", "median ms", "p10", "p90", "peak MB", "ratio", "95 % interval", "verdict"]
-    print_table(f"batch {batch}, {threads or 'all'} threads", columns, rows)
+    print_table(f"batch {batch}, {threads_text(threads)}", columns, rows)
     if json_file is not None:
         write_json(json_file, _bench_document(model, results, batch, threads))
     return 0
 
 
-def _openable(model: Path) -> Path | Graph:
-    """A file as it is, or what a factory gives."""
-    return read_graph(model) if is_function_name(str(model)) else model
+def _openable(model: Path, graph: Graph) -> Path | Graph:
+    """A file as it is, or what a factory gave: called again, it could give other weights."""
+    return graph if is_function_name(str(model)) else model
 
 
 def _row(model: Path, latency: Latency, result: BenchResult | None) -> list[str]:
     memory = "" if latency.peak_memory_mb is None else f"{latency.peak_memory_mb:.0f}"
-    times = [f"{value:.3f}" for value in (latency.median_ms, latency.p10_ms, latency.p90_ms)]
+    times = [significant(value) for value in (latency.median_ms, latency.p10_ms, latency.p90_ms)]
     if result is None or result.ratio is None or result.interval is None:
         return [model.name, *times, memory, "", "", ""]
     low, high = result.interval
-    return [model.name, *times, memory, f"{result.ratio:.3f}", f"{low:.3f}..{high:.3f}",
+    return [model.name, *times, memory, f"{result.ratio:.3f}", f"{low:.3f} to {high:.3f}",
             result.verdict]  # fmt: skip
 
 
@@ -110,8 +119,8 @@ def _latency(latency: Latency) -> dict[str, Note]:
 
 
 @click.command()
-@click.argument("a", type=Path)
-@click.argument("b", type=Path)
+@click.argument("a", type=FILE)
+@click.argument("b", type=FILE)
 @data_option
 @preprocess_option
 @click.option("--metric", help="top1, top5, agreement, mse, sqnr, or file.py:function.")
@@ -127,6 +136,7 @@ def compare(
     json_file: Path | None,
 ) -> int:
     """Compare A, the reference, with B: structure, outputs, and with --data the metric."""
+    check_json(json_file)
     one, other = read_graph(a), read_graph(b)
     if one.outputs != other.outputs or one.inputs != other.inputs:
         raise ModelError(
@@ -139,35 +149,37 @@ def compare(
     elif metric is not None:
         raise DataError("--metric: there are no data to take it on; give --data")
     feeds = runnable_feeds(one, seed).arrays if dataset is None else next(iter(dataset.batches(16)))
-    found = _outputs(a, b, feeds)
+    models = _openable(a, one), _openable(b, other)
+    found = _outputs(models, feeds)
     _show_structure(one, other)
     _show_outputs(found)
-    measured = None if dataset is None else _metric(a, b, dataset, metric)
+    measured = None if dataset is None else _metric(models, dataset, metric)
     if measured is not None:
         print_table("", ["metric", a.name, b.name, "drop"],
-                    [[measured[0], *(f"{value:.4f}" for value in measured[1:])]])  # fmt: skip
+                    [[measured[0], *map(score, measured[1:])]])  # fmt: skip
     if json_file is not None:
         write_json(json_file, _compare_document(a, b, one, other, found, measured))
     return 0
 
 
-def _outputs(a: Path, b: Path, feeds: Mapping[str, np.ndarray]) -> Comparison:
+def _outputs(models: Pair, feeds: Mapping[str, np.ndarray]) -> Comparison:
     with (
-        Session.open(_openable(a), optimize="none") as one,
-        Session.open(_openable(b), optimize="none") as other,
+        Session.open(models[0], optimize="none") as one,
+        Session.open(models[1], optimize="none") as other,
     ):
         names = [port.name for port in one.outputs]
         return compare_outputs(one.run(feeds), other.run(feeds), names)
 
 
 def _show_structure(one: Graph, other: Graph) -> None:
-    before, after = size_of(one).to_json(), size_of(other).to_json()
-    rows = []
-    for name in ("nodes", "parameters", "macs", "bytes"):
-        old, new = before[name], after[name]
-        assert isinstance(old, int), "sizes are integers"
-        assert isinstance(new, int), "sizes are integers"
-        rows.append([name, f"{old:,}", f"{new:,}", change(old, new)])
+    sizes = before, after = size_of_source(one), size_of_source(other)
+    rows = [
+        ["nodes", *(f"{size.nodes:,}" for size in sizes), change(before.nodes, after.nodes)],
+        ["parameters", *(f"{size.parameters:,}" for size in sizes),
+         change(before.parameters, after.parameters)],
+        ["MACs", *map(macs_text, sizes), change(before.macs, after.macs)],
+        ["file (bytes)", *(f"{size.bytes:,}" for size in sizes), change(before.bytes, after.bytes)],
+    ]  # fmt: skip
     counts = [_operators(graph) for graph in (one, other)]
     for operator in sorted(set(counts[0]) | set(counts[1])):
         old, new = (count.get(operator, 0) for count in counts)
@@ -198,10 +210,8 @@ def _show_outputs(found: Comparison) -> None:
     print_table("outputs", columns, rows)
 
 
-def _metric(
-    a: Path, b: Path, dataset: Dataset, name: str | None
-) -> tuple[str, float, float, float]:
-    with Session.open(_openable(a)) as one, Session.open(_openable(b)) as other:
+def _metric(models: Pair, dataset: Dataset, name: str | None) -> tuple[str, float, float, float]:
+    with Session.open(models[0]) as one, Session.open(models[1]) as other:
         outputs = one.run(next(iter(dataset.batches(2))))
         metric: Metric = choose(name, has_labels=dataset.labels is not None, outputs=outputs)
         before = metric.evaluate(one.run, dataset, one.run)
@@ -220,10 +230,10 @@ def _compare_document(
     outputs: list[Note] = [
         {
             "name": output.name,
-            "max_abs": _finite(output.max_abs),
-            "mean_abs": _finite(output.mean_abs),
-            "relative": _finite(output.relative),
-            "sqnr_db": _finite(output.sqnr_db),
+            "max_abs": output.max_abs,
+            "mean_abs": output.mean_abs,
+            "relative": output.relative,
+            "sqnr_db": output.sqnr_db,
             "mismatched": output.mismatched,
             "problem": output.problem,
         }
@@ -233,13 +243,8 @@ def _compare_document(
     if measured is not None:
         metric = dict(zip(("name", "a", "b", "drop"), measured, strict=True))
     return {
-        "a": {"model": str(a), **size_of(one).to_json()},
-        "b": {"model": str(b), **size_of(other).to_json()},
+        "a": {"model": str(a), **size_of_source(one).to_json()},
+        "b": {"model": str(b), **size_of_source(other).to_json()},
         "outputs": outputs,
         "metric": metric,
     }
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity: equal outputs have no finite signal-to-noise ratio."""
-    return value if np.isfinite(value) else None

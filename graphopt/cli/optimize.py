@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 import click
 
 from graphopt.cli.options import (
+    FILE,
+    check_json,
     data_option,
     json_option,
     preprocess_option,
+    read_budget,
     read_graph,
     read_latency,
     seed_option,
     threads_option,
     write_json,
 )
-from graphopt.errors import RecipeError, TargetError
+from graphopt.errors import DataError, RecipeError, TargetError
 
 if TYPE_CHECKING:
     from graphopt.manager import PassManager
@@ -27,19 +30,24 @@ __all__ = ["optimize"]
 
 
 @click.command()
-@click.argument("model", type=Path)
-@click.option("-o", "--output", type=Path, help="Default: MODEL with .opt.onnx at its end.")
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Default: MODEL with .opt.onnx at its end.")
 @click.option("--recipe", help="A recipe by name, or a YAML file. Default: lossless.")
 @click.option("--passes", help='Passes instead: "a,b{option=value};c" (; ends a stage).')
 @data_option
 @click.option("--eval-data", help="Inputs that measure; default: half of --data, held out.")
 @preprocess_option
 @click.option("--metric", help="top1, top5, agreement, mse, sqnr, or file.py:function.")
-@click.option("--max-drop", type=float, help="Largest loss of the metric, 0.01: one point.")
+@click.option(
+    "--max-drop",
+    type=float,
+    callback=read_budget,
+    help="Largest loss of the metric, 0.01: one point.",
+)
 @click.option("--target-latency", help="As 0.5x (of the original's) or 3ms.")
-@click.option("--report", type=Path, help="Directory for report.json and report.html.")
+@click.option("--report", type=FILE, help="Directory for report.json and report.html.")
 @json_option
-@click.option("--workdir", type=Path, help="Keep finished stages here; a killed run resumes.")
+@click.option("--workdir", type=FILE, help="Keep finished stages here; a killed run resumes.")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="For training."
 )
@@ -79,6 +87,8 @@ class Job:
 
     def target(self) -> Path:
         """Where the result goes. Raises TargetError for a place that cannot be meant."""
+        if self.model.is_dir():
+            raise TargetError(f"{self.model}: is a directory; name a model")
         target = self.output or self.model.with_name(f"{self.model.stem}.opt.onnx")
         if target.is_dir():
             raise TargetError(f"-o {target}: is a directory; name a file")
@@ -93,12 +103,22 @@ class Job:
 
 def _run(job: Job) -> int:
     """Check the whole request before the model is read, then do it."""
+    from graphopt.report import check_folder
+
     target = job.target()
     manager = _manager(job)
+    check_json(job.json_file)
+    if job.report is not None:
+        check_folder(job.report)
+    if job.preprocess is not None and not (job.data or job.eval_data):
+        raise DataError("--preprocess: there are no images to prepare; give --data")
     latency, relative = read_latency(job.target_latency) if job.target_latency else (None, True)
+    if latency is not None and job.no_bench:
+        raise RecipeError("--target-latency and --no-bench: give one of them")
 
     from graphopt import data as datasets
     from graphopt.cli.show import Progress, show_report
+    from graphopt.report import write_report
 
     graph = read_graph(job.model)
     inputs = job.data and datasets.open(job.data, preprocess=job.preprocess, seed=job.seed)
@@ -126,8 +146,6 @@ def _run(job: Job) -> int:
     if job.json_file is not None:
         write_json(job.json_file, report.to_json())
     if job.report is not None:
-        from graphopt.report import write_report
-
         write_report(report, job.report)
     show_report(report)
     return 1 if report.unmet else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from graphopt.passbase import Note
 
 __all__ = [
+    "FILE",
+    "check_json",
     "data_option",
     "json_option",
     "preprocess_option",
+    "read_budget",
     "read_graph",
     "read_latency",
     "seed_option",
@@ -27,21 +30,27 @@ __all__ = [
     "write_json",
 ]
 
-json_option = click.option("--json", "json_file", type=Path, help="Write the result as JSON.")
+MOST_THREADS = 1024  # more only make ONNX Runtime start threads for minutes
+FILE = click.Path(path_type=Path)  # shells complete it
+json_option = click.option("--json", "json_file", type=FILE, help="Write the result as JSON.")
 seed_option = click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of all that is drawn at random."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of all that is drawn at random.",
 )
 threads_option = click.option(
     "--threads",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MOST_THREADS),
     default=1,
     show_default=True,
     help="Threads of ONNX Runtime; 0: all cores.",
 )
 data_option = click.option(
     "--data",
-    help="Inputs: digits, cifar10, mnist (with [:N] if wanted), a .npz named after the inputs, "
-    "a folder of images, or file.py:function.",
+    help="Inputs: digits, cifar10, mnist (as 'cifar10[:500]' for 500 of them), a .npz "
+    "named after the inputs, a folder of images, or file.py:function.",
 )
 preprocess_option = click.option(
     "--preprocess",
@@ -73,12 +82,29 @@ def read_graph(model: Path) -> Graph:
     return Graph.load(model)
 
 
+def read_budget(
+    context: click.Context, option: click.Parameter, value: float | None
+) -> float | None:
+    """A budget is a number from 0: no comparison with NaN would ever fail."""
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise click.BadParameter(f"{value:g} is no loss; give a number from 0, as 0.01")
+    return value
+
+
+def check_json(path: Path | None) -> None:
+    """Raise TargetError, before any work is done, for a file that cannot be meant."""
+    if path is not None and path.is_dir():
+        raise TargetError(f"--json {path}: is a directory; name a file")
+    if path is not None and not path.parent.is_dir():
+        raise TargetError(f"--json {path}: there is no directory {path.parent}; make it first")
+
+
 def write_json(path: Path, document: Mapping[str, Note]) -> None:
     """Write a JSON document whole or not at all."""
     from graphopt.ir import atomic_file
+    from graphopt.report import strict_json
 
-    text = json.dumps(document, indent=2, allow_nan=False, default=str)
-    if path.is_dir():
-        raise TargetError(f"{path}: is a directory; name a file")
+    check_json(path)
+    text = strict_json(document)
     with atomic_file(path) as file:
-        file.write(text.encode() + b"\n")
+        file.write(text.encode())

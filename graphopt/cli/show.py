@@ -12,12 +12,14 @@ from rich.status import Status
 from rich.table import Table
 
 from graphopt.manager import Measured, PassRecord, Report
+from graphopt.report import change, macs, score, significant, threads
 
-__all__ = ["Progress", "change", "print_table", "show_report"]
+__all__ = ["Progress", "print_table", "show_report"]
 
 
 def _console() -> Console:
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    """Names of tensors and files are shown as they are: "[b]" and ":x:" mean nothing."""
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False, emoji=False)
 
 
 def print_table(
@@ -34,17 +36,20 @@ def print_table(
         for row in rows:
             print("\t".join(row))
         return
+    rows = list(rows)
     table = Table(title=title, title_justify="left")
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < left else "right")
+        longest = max((len(row[place]) for row in rows), default=0)
+        number = place >= left  # where it is narrow, text is broken, a number never
+        table.add_column(
+            column.replace(" ", "\n") if number and len(column) > longest else column,
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=number,
+        )
     for row in rows:
         table.add_row(*row)
     _console().print(table)
-
-
-def change(old: float, new: float) -> str:
-    """The relative change, as "-12.3 %"; nothing where there is none to speak of."""
-    return f"{(new / old - 1) * 100:+.1f} %" if old and new != old else ""
 
 
 class Progress:
@@ -56,7 +61,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
-            self._status = Console(stderr=True).status("loading")
+            self._status = Console(stderr=True, markup=False, emoji=False).status("loading")
             self._status.start()
         return self
 
@@ -98,7 +103,7 @@ def _gained(report: Report) -> Iterable[Sequence[str]]:
         old, new = report.baseline.latency.median_ms, report.result.latency.median_ms
         yield "latency (ms)", _spread(report.baseline), _spread(report.result), change(old, new)
     yield "file (bytes)", f"{before.bytes:,}", f"{after.bytes:,}", change(before.bytes, after.bytes)
-    yield "MACs", f"{before.macs:,}", f"{after.macs:,}", change(before.macs, after.macs)
+    yield "MACs", macs(before), macs(after), change(before.macs, after.macs)
     yield (
         "parameters",
         f"{before.parameters:,}",
@@ -107,23 +112,25 @@ def _gained(report: Report) -> Iterable[Sequence[str]]:
     )
     yield "nodes", f"{before.nodes:,}", f"{after.nodes:,}", change(before.nodes, after.nodes)
     if report.metric is not None:
-        yield report.metric, _metric(report.baseline), _metric(report.result), _drop(report)
+        yield (
+            report.metric,
+            score(report.baseline.metric),
+            score(report.result.metric),
+            _drop(report),
+        )
 
 
 def _spread(measured: Measured) -> str:
     latency = measured.latency
     assert latency is not None, "only measured latencies are shown"
-    return f"{latency.median_ms:.3g} [{latency.p10_ms:.3g}, {latency.p90_ms:.3g}]"
-
-
-def _metric(measured: Measured) -> str:
-    return "" if measured.metric is None else f"{measured.metric:.4f}"
+    median, low, high = map(significant, (latency.median_ms, latency.p10_ms, latency.p90_ms))
+    return f"{median} [{low}, {high}]"
 
 
 def _drop(report: Report) -> str:
     if report.drop is None:
         return ""
-    return f"drop {report.drop:.4f}" + (
+    return f"drop {score(report.drop)}" + (
         f" of {report.max_drop:g} allowed" if report.max_drop is not None else ""
     )
 
@@ -136,7 +143,7 @@ def _show_passes(report: Report) -> None:
         [
             record.name,
             record.promise,
-            "yes" if record.accepted else "rolled back",
+            ("kept" if record.cached else "yes") if record.accepted else "rolled back",
             f"{record.seconds:.2f}",
             f"{record.before.nodes} -> {record.after.nodes}",
             "" if record.max_abs_diff is None else f"{record.max_abs_diff:.2g}",
@@ -153,7 +160,7 @@ def _show_verdict(report: Report) -> None:
         low, high = report.bench.interval or (report.bench.ratio, report.bench.ratio)
         console.print(
             f"latency ratio {report.bench.ratio:.3f} (95 % interval {low:.3f} to {high:.3f}, "
-            f"{report.bench.pairs} pairs, {report.bench.threads} threads): {report.bench.verdict}"
+            f"{report.bench.pairs} pairs, {threads(report.bench.threads)}): {report.bench.verdict}"
         )
     for record in report.passes:
         if not record.accepted:

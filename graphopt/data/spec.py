@@ -117,7 +117,8 @@ def _parse(text: str) -> _Spec:
     if part is not None and part not in _PARTS:
         raise DataError(
             f"data: {named['name']} has the parts {' and '.join(_PARTS)}, got {part!r}"
-            f"{did_you_mean(part, _PARTS)}"
+            + (f"; {part} rows are {named['name']}[:{part}]" if part.isdecimal() else "")
+            + did_you_mean(part, _PARTS)
         )
     return _Spec(text, base, named["name"], cast(Part | None, part), limit)
 

@@ -183,6 +183,9 @@ class PassManager:
             baseline = replace(baseline, latency=timing.a)
             result = replace(result, latency=timing.b)
             unmet.extend(_missed(timing, request))
+        elif request.target_latency is not None:
+            why = "the model could not be run" if request.measure else "measuring was turned off"
+            unmet.append(f"target latency: not measured, {why}")
         report = Report(
             metadata.version("graphopt"), request.seed, baseline, result, outcome.records,
             metric=judge.name if judge else None, max_drop=request.max_drop,

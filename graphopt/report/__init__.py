@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from graphopt.report.files import write_report
+from graphopt.report.files import check_folder, write_report
+from graphopt.report.numbers import change, macs, score, significant, strict_json, threads
 
-__all__ = ["write_report"]
+__all__ = [
+    "change",
+    "check_folder",
+    "macs",
+    "score",
+    "significant",
+    "strict_json",
+    "threads",
+    "write_report",
+]

@@ -8,9 +8,16 @@ from pathlib import Path
 from graphopt.errors import TargetError
 from graphopt.ir import atomic_file
 from graphopt.manager import Report
+from graphopt.report.numbers import strict_json
 from graphopt.report.page import render
 
-__all__ = ["write_report"]
+__all__ = ["check_folder", "write_report"]
+
+
+def check_folder(folder: Path) -> None:
+    """Raise TargetError, before any work is done, for what cannot become a directory."""
+    if folder.exists() and not folder.is_dir():
+        raise TargetError(f"--report {folder}: is a file; name a directory")
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -24,7 +31,7 @@ def write_report(report: Report, folder: Path) -> None:
     except OSError as error:
         raise TargetError(f"--report {folder}: cannot be made ({error.strerror})") from error
     files = {
-        "report.json": json.dumps(report.to_json(), indent=2) + "\n",
+        "report.json": strict_json(report.to_json()),
         "report.html": render(report),
     }
     if report.channels is not None:

@@ -7,7 +7,8 @@ from html import escape
 from importlib import resources
 from string import Template
 
-from graphopt.manager import Measured, PassRecord, Report
+from graphopt.manager import PassRecord, Report
+from graphopt.report.numbers import change, macs, score, significant, threads
 from graphopt.runtime import Latency
 
 __all__ = ["render"]
@@ -26,7 +27,8 @@ def render(report: Report) -> str:
         verdict=_verdict(report),
         totals="".join(_totals(report)),
         bars=_bars(report),
-        passes="".join(map(_pass_row, report.passes)),
+        passes="".join(_pass_row(r) for r in report.passes if r.modified or not r.accepted),
+        idle=_idle(report),
         remarks=_remarks(report),
         version=escape(report.version),
         seed=report.seed,
@@ -43,7 +45,7 @@ def _verdict(report: Report) -> str:
     return (
         f'Latency ratio <b class="{word}">{bench.ratio:.3f}</b> '
         f"(95 % interval {low:.3f} to {high:.3f} over {bench.pairs} interleaved pairs, "
-        f"{bench.threads} threads): {escape(bench.verdict)}."
+        f"{threads(bench.threads)}): {escape(bench.verdict)}."
     )
 
 
@@ -51,15 +53,18 @@ def _totals(report: Report) -> Iterator[str]:
     before, after = report.baseline, report.result
     if before.latency is not None and after.latency is not None:
         old, new = before.latency, after.latency
-        yield _total(
-            "latency, ms (p10 to p90)", _spread(old), _spread(new), old.median_ms, new.median_ms
-        )
+        noise = report.bench is not None and report.bench.verdict == "noise"
+        yield _total("latency, ms (p10 to p90)", _spread(old), _spread(new),
+                     old.median_ms, new.median_ms, soft=noise)  # fmt: skip
     for label, old_size, new_size in _sizes(report):
-        yield _total(label, f"{old_size:,}", f"{new_size:,}", old_size, new_size)
+        texts = f"{old_size:,}", f"{new_size:,}"
+        if label == "MACs":
+            texts = macs(before.size), macs(after.size)
+        yield _total(label, *texts, old_size, new_size)
     if report.metric is not None and report.drop is not None:
         budget = "" if report.max_drop is None else f" of {report.max_drop:g} allowed"
-        yield _cells(escape(report.metric), _metric(before), _metric(after),
-                     f"drop {report.drop:.4f}{budget}")  # fmt: skip
+        yield _cells(escape(report.metric), score(before.metric), score(after.metric),
+                     f"drop {score(report.drop)}{budget}")  # fmt: skip
 
 
 def _sizes(report: Report) -> Iterator[tuple[str, int, int]]:
@@ -70,10 +75,12 @@ def _sizes(report: Report) -> Iterator[tuple[str, int, int]]:
     yield "nodes", old.nodes, new.nodes
 
 
-def _total(label: str, before: str, after: str, old: float, new: float) -> str:
-    change = f"{(new / old - 1) * 100:+.1f} %" if old and old != new else "="
-    word = "good" if new < old else "bad" if new > old else "soft"
-    return _cells(label, before, after, f'<span class="{word}">{change}</span>')
+def _total(
+    label: str, before: str, after: str, old: float, new: float, *, soft: bool = False
+) -> str:
+    text = change(old, new)
+    word = "soft" if soft or not text else "good" if new < old else "bad"
+    return _cells(label, before, after, f'<span class="{word}">{text or "="}</span>')
 
 
 def _cells(*cells: str) -> str:
@@ -81,11 +88,8 @@ def _cells(*cells: str) -> str:
 
 
 def _spread(latency: Latency) -> str:
-    return f"{latency.median_ms:.3g} ({latency.p10_ms:.3g} to {latency.p90_ms:.3g})"
-
-
-def _metric(measured: Measured) -> str:
-    return "" if measured.metric is None else f"{measured.metric:.4f}"
+    median, low, high = map(significant, (latency.median_ms, latency.p10_ms, latency.p90_ms))
+    return f"{median} ({low} to {high})"
 
 
 def _bars(report: Report) -> str:
@@ -102,14 +106,16 @@ def _bars(report: Report) -> str:
         top = place * _ROW
         ratio = new / old
         length = min(ratio, 1.25) * _WIDTH
+        ends = [min(value, 1.25) * _WIDTH for value in spread or ()]
+        label_at = _LEFT + max(length, _WIDTH, *ends) + 8
         parts.append(
             f'<text x="0" y="{top + 19}">{escape(label)}</text>'
             f'<rect class="before" x="{_LEFT}" y="{top + 4}" width="{_WIDTH}" height="9"/>'
             f'<rect class="after" x="{_LEFT}" y="{top + 15}" width="{length:.1f}" height="9"/>'
-            f'<text x="{_LEFT + max(length, _WIDTH) + 8:.1f}" y="{top + 19}">{ratio:.1%}</text>'
+            f'<text x="{label_at:.1f}" y="{top + 19}">{ratio:.1%}</text>'
         )
-        if spread is not None:
-            low, high = (_LEFT + min(value, 1.25) * _WIDTH for value in spread)
+        if ends:
+            low, high = (_LEFT + end for end in ends)
             parts.append(
                 f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{top + 19.5}" '
                 f'y2="{top + 19.5}"/>'
@@ -123,9 +129,7 @@ def _bars(report: Report) -> str:
 
 def _pass_row(record: PassRecord) -> str:
     before, after = record.before, record.after
-    result = '<span class="bad">rolled back</span>'
-    if record.accepted:
-        result = "changed" if record.modified else '<span class="soft">nothing to do</span>'
+    result = "changed" if record.accepted else '<span class="bad">rolled back</span>'
     difference = "" if record.max_abs_diff is None else f"{record.max_abs_diff:.2g}"
     texts = "".join(f'<td class="text">{cell}</td>' for cell in (escape(record.promise), result))
     numbers = "".join(
@@ -139,6 +143,13 @@ def _pass_row(record: PassRecord) -> str:
         )
     )
     return f"<tr><td>{escape(record.name)}</td>{texts}{numbers}</tr>\n"
+
+
+def _idle(report: Report) -> str:
+    """Passes that found nothing to do, each once."""
+    busy = {r.name for r in report.passes if r.modified or not r.accepted}
+    names = dict.fromkeys(r.name for r in report.passes if r.name not in busy)
+    return f"Nothing to do: {escape(', '.join(names))}." if names else ""
 
 
 def _step(old: int, new: int) -> str:
