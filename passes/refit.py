@@ -50,7 +50,7 @@ class Refit(Pass):
             traces,
             context.calibration.take(self.samples),
             Settings(self.damping, self.rounds, context.seed, context.threads),
-            lambda part: context.progress("refitting", part),
+            progress=lambda part: context.progress("refitting", part),
         )
         forget_traces(graph)
         context.notes["refitted"] = {

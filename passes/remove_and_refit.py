@@ -12,10 +12,11 @@ from graphopt.coupling import Coupling, Family, couple, explain, prepare, remove
 from graphopt.coupling.allocation import Candidates, Fitted
 from graphopt.coupling.work import macs_of
 from graphopt.data import Dataset
+from graphopt.data.mirroring import mirrored
 from graphopt.errors import BudgetError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
-from graphopt.refit import Curve, Settings, curves, fit_budget, refit, traces_of
+from graphopt.refit import Curve, Settings, choices_of, curves, fit_budget, refit, traces_of
 
 __all__ = ["RemoveAndRefit"]
 
@@ -34,7 +35,8 @@ class RemoveAndRefit(Pass):
     calibration inputs. Then the whole network is refitted from the front as by `refit`, whose
     options `samples`, `rounds` and `damping` are.
 
-    What stays of a family is rounded up to a multiple of `align`.
+    What stays of a family is rounded up to a multiple of `align`. With `mirror` every image serves
+    a second time, mirrored left to right: for photographs, not for writing.
     """
 
     name: ClassVar[str] = "remove-and-refit"
@@ -45,6 +47,7 @@ class RemoveAndRefit(Pass):
     samples: int = 1024
     rounds: int = 6
     damping: float = 1e-4
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.macs < 1.0:
@@ -75,17 +78,22 @@ class RemoveAndRefit(Pass):
         if not found:
             raise BudgetError(f"{self.name}: no layer that sums over a family can be solved anew")
         fitted = self._fitted(coupling, found)
-        before, traces = graph.clone(), traces_of(coupling, fitted.plan)
-        remove(graph, coupling, fitted.plan)
+        later, now = choices_of(coupling, found, fitted.plan)
+        before, traces = graph.clone(), traces_of(coupling, now)
+        remove(graph, coupling, now)
         fit = refit(
             graph,
             before,
             traces,
             data,
             settings,
+            later,
             lambda part: context.progress("refitting", part),
         )
-        families: dict[str, Note] = {name: kept.tolist() for name, kept in fitted.plan.items()}
+        families: dict[str, Note] = {
+            **{name: [int(channel) for channel in kept] for name, kept in now.items()},
+            **{name: list(kept) for name, kept in fit.picked.items()},
+        }
         context.notes["families"] = families
         context.notes["left"] = fitted.left
         context.notes["refitted"] = {
@@ -100,7 +108,8 @@ class RemoveAndRefit(Pass):
     def _inputs(self, context: Context) -> Dataset:
         if context.calibration is None:
             raise RecipeError(f"{self.name}: needs inputs to fit on; give --data, unlabeled")
-        return context.calibration.take(self.samples)
+        data = context.calibration.take(self.samples)
+        return mirrored(data) if self.mirror else data
 
     def _fitted(self, coupling: Coupling, found: Mapping[str, Curve]) -> Fitted:
         families = [family for family in coupling.families if family.name in found]

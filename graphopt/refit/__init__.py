@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from graphopt.refit.budgeting import fit_budget
-from graphopt.refit.choosing import Curve, curves
+from graphopt.refit.choosing import Curve, choices_of, curves
 from graphopt.refit.normalising import re_estimate
-from graphopt.refit.tracing import forget_traces, noted_traces, traces_of, write_traces
-from graphopt.refit.walking import Fit, Settings, Traces, refit
+from graphopt.refit.picking import Choice
+from graphopt.refit.tracing import Traces, forget_traces, noted_traces, traces_of, write_traces
+from graphopt.refit.walking import Fit, Settings, refit
 
 __all__ = [
+    "Choice",
     "Curve",
     "Fit",
     "Settings",
     "Traces",
+    "choices_of",
     "curves",
     "fit_budget",
     "forget_traces",

@@ -7,22 +7,24 @@ between them the error of the layers, known for every width, says how to interpo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.coupling import Coupling, Family
+from graphopt.coupling import Coupling, Family, Plan
 from graphopt.data import Dataset
 from graphopt.errors import DataError
 from graphopt.ir import Graph
 from graphopt.refit.frontier import Frontier
 from graphopt.refit.layers import Layer, find_layer
+from graphopt.refit.picking import Choice
 from graphopt.refit.solving import Moments, Reader, eliminate, least_squares
 from graphopt.refit.walking import ROWS, WIDEST, Settings
 
-__all__ = ["Curve", "Reading", "curves", "readings_of"]
+__all__ = ["Curve", "Reading", "choices_of", "curves", "readings_of"]
 
 Doubles = npt.NDArray[np.float64]
 
@@ -45,6 +47,7 @@ class Curve:
 
     order: tuple[int, ...]
     errors: Doubles
+    readings: tuple[Reading, ...]
 
 
 def readings_of(coupling: Coupling, family: Family) -> list[Reading]:
@@ -94,12 +97,32 @@ def curves(
     if not found and any(readings.values()):
         raise DataError(
             f"refit: {len(dataset)} inputs are too few to judge any channel; give at least "
-            f"{_needed(coupling.graph, readings, dataset)}"
+            f"{_needed(readings)}"
         )
     return found
 
 
-def _needed(graph: Graph, readings: Mapping[str, list[Reading]], dataset: Dataset) -> int:
+def choices_of(
+    coupling: Coupling, found: Mapping[str, Curve], plan: Plan
+) -> tuple[dict[str, Choice], Plan]:
+    """Split a plan: what is better chosen at the layer that reads it, and what is cut before.
+
+    A family can wait if one layer alone reads it, and that layer reads no other family.
+    """
+    readers = Counter(entry.layer.output for curve in found.values() for entry in curve.readings)
+    later: dict[str, Choice] = {}
+    for name, kept in plan.items():
+        family, readings = coupling.family(name), found[name].readings
+        if len(readings) == 1 and readers[readings[0].layer.output] == 1 and not family.even:
+            (own,) = readings
+            later[own.layer.output] = Choice(
+                name, own.layer.data, family.size, len(kept), own.columns, own.per_channel
+            )
+    waiting = {choice.family for choice in later.values()}
+    return later, {name: kept for name, kept in plan.items() if name not in waiting}
+
+
+def _needed(readings: Mapping[str, list[Reading]]) -> int:
     """Inputs so that the narrowest layer has more rows than columns, at one row for each."""
     return min(len(entry.columns) for entries in readings.values() for entry in entries)
 
@@ -198,7 +221,7 @@ def _curve(
     places = np.array([0.0, *local[widths][::-1]])
     errors = np.interp(local, places, known)
     errors[0] = errors[1]
-    return Curve(tuple(order), errors)
+    return Curve(tuple(order), errors, tuple(readings))
 
 
 def _error(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -63,6 +63,11 @@ class Frontier:
                 reached.update(tensor.name for tensor in node.outputs)
         other._held = {name: held for name, held in self._held.items() if name not in reached}
         return other
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Hold these no more: what they are has changed."""
+        for name in names:
+            self._held.pop(name, None)
 
     def _hold(self, fresh: dict[str, list[np.ndarray]], wanted: Sequence[str]) -> None:
         """Keep what is new; what was used longest ago goes first."""

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Edit, Graph, NewNode
 
-__all__ = ["Floats", "Layer", "find_layer"]
+__all__ = ["Doubles", "Floats", "Layer", "find_layer"]
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

@@ -85,12 +85,13 @@ class Reader:
 
 
 def eliminate(
-    readers: Iterable[Reader], channels: int, damping: float
+    readers: Iterable[Reader], channels: int, damping: float, *, least: int = 1
 ) -> tuple[list[int], list[float]]:
     """Let channels go one by one, each time the one whose loss costs least after a refit.
 
-    Returns the order in which they go, and the error that has come to be after each; one channel
-    stays. Exact: block elimination from the inverse (optimal brain surgeon), without a re-solve.
+    Returns the order in which they go, and the error that has come to be after each; `least`
+    channels stay. Exact: block elimination from the inverse (optimal brain surgeon), without a
+    re-solve.
     """
     states = []
     for reader in readers:
@@ -100,7 +101,7 @@ def eliminate(
     order: list[int] = []
     errors: list[float] = []
     total = 0.0
-    while len(alive) > 1:
+    while len(alive) > least:
         scores = sum((state.scores(len(alive)) for state in states), np.zeros(len(alive)))
         place = int(scores.argmin())
         total += float(scores[place])

@@ -12,9 +12,11 @@ from graphopt.coupling import Coupling
 from graphopt.coupling.axes import Fixed
 from graphopt.coupling.removal import Plan, kept_components
 from graphopt.ir import Graph
-from graphopt.refit.walking import Traces
 
-__all__ = ["forget_traces", "noted_traces", "traces_of", "write_traces"]
+__all__ = ["Traces", "forget_traces", "noted_traces", "traces_of", "write_traces"]
+
+Traces = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]
+"""For each tensor that a cut has made smaller: axis -> indices of the original that are left."""
 
 _KEY = "graphopt.kept"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,12 @@ from graphopt.errors import DataError
 from graphopt.ir import Graph
 from graphopt.refit.frontier import Frontier
 from graphopt.refit.goals import Goal, goal_of
-from graphopt.refit.layers import Floats, Layer, find_layer
+from graphopt.refit.layers import Doubles, Floats, Layer, find_layer
+from graphopt.refit.picking import Choice, pick
 from graphopt.refit.solving import Moments, least_squares, rectified
+from graphopt.refit.tracing import Traces
 
-__all__ = ["Fit", "Settings", "Traces", "changed_layers", "refit"]
-
-Traces = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]
-"""For each tensor that a cut has made smaller: axis -> indices of the original that are left."""
+__all__ = ["Fit", "Settings", "changed_layers", "refit"]
 
 ROWS = 1 << 18
 """Rows that one layer is fitted on; of more, places are drawn for each input."""
@@ -44,6 +43,8 @@ class Fit:
 
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
     left_alone: dict[str, str] = field(default_factory=dict)
+    picked: dict[str, list[int]] = field(default_factory=dict)
+    """For each family that was cut on the way, the channels that stay."""
     needed: int = 0
     """Inputs that the layers left alone for want of rows would need."""
 
@@ -59,6 +60,7 @@ class _Task:
     kept: Mapping[int, npt.NDArray[np.int64]]
     count: int
     seed: int
+    choice: Choice | None
 
     def chunks(self) -> Iterator[tuple[Floats, Floats, Floats | None]]:
         """Rows, targets and shortcuts at the same places, batch by batch."""
@@ -99,15 +101,20 @@ def refit(
     traces: Traces,
     dataset: Dataset,
     settings: Settings,
+    choices: Mapping[str, Choice] | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Fit:
     """Solve every layer behind a cut so that the original's sums are reproduced.
 
     Inputs of each layer come from the cut graph with all layers before it solved, targets are the
     original's tensors of the same name; where a shortcut is added, its error is made up for.
+    `choices`, by the output of the layer that reads them, are families that are still whole; they
+    are cut when it is that layer's turn.
     Raises DataError if there are too few inputs for any layer.
     """
-    layers = changed_layers(graph, [name for name in traces if graph.constant(name) is None])
+    choices = choices or {}
+    changed = {name for name in traces if graph.constant(name) is None}
+    layers = changed_layers(graph, changed | {choice.data for choice in choices.values()})
     cut = Frontier(graph, dataset, threads=settings.threads)
     whole = Frontier(original, dataset, threads=settings.threads)
     pending = {layer.output for layer in layers}
@@ -121,7 +128,8 @@ def refit(
             continue
         kept = traces.get(goal.tensor, {})
         count = -(-ROWS // len(dataset))
-        task = _Task(layer, goal, cut, whole, kept, count, settings.seed + number)
+        choice = choices.get(layer.output)
+        task = _Task(layer, goal, cut, whole, kept, count, settings.seed + number, choice)
         _solve(task, settings, fit)
     if layers and not fit.errors and fit.needed:
         raise DataError(
@@ -146,13 +154,29 @@ def _solve(task: _Task, settings: Settings, fit: Fit) -> None:
         fit.needed = max(fit.needed, needed)
         fit.left_alone[layer.output] = f"needs at least {needed} inputs"
         return
+    before = moments.error(old)
+    if task.choice is not None:
+        task, moments, old = _picked(task, moments, old, settings, fit)
     matrix = least_squares(moments, settings.damping, old)
-    before, after = moments.error(old), moments.error(matrix)
+    after = moments.error(matrix)
     if task.goal.rectified and settings.rounds:
         matrix = rectified(moments, task.chunks, matrix, settings.damping, settings.rounds)
     if not np.isfinite(matrix).all():
         fit.left_alone[layer.output] = "the solution is not finite"
         return
-    layer.write(graph, matrix)
+    task.layer.write(graph, matrix)
     energy = max(moments.energy, 1e-300)
     fit.errors[layer.output] = before / energy, after / energy
+
+
+def _picked(
+    task: _Task, moments: Moments, old: Doubles, settings: Settings, fit: Fit
+) -> tuple[_Task, Moments, Doubles]:
+    """Cut the family that the layer reads; what is left of the task."""
+    assert task.choice is not None, "there is a family to cut"
+    kept, columns = pick(task.cut, task.choice, moments, settings.damping)
+    fit.picked[task.choice.family] = kept
+    maker = task.cut.graph.producer(task.layer.node.outputs[0].name)
+    layer = None if maker is None else find_layer(task.cut.graph, maker)
+    assert layer is not None, "a layer that was cut is a layer still"
+    return replace(task, layer=layer), moments.taking(columns), old[:, columns]
