@@ -14,8 +14,8 @@ from graphopt.passbase import Context, Pass, Promise
 
 __all__ = ["MergeDuplicates"]
 
-_SHARED_BYTES = 4096
-"""Smaller constants are equal by chance, and sharing them would tie layers that are to be cut."""
+_COMPARED_BYTES = 4096
+"""Inputs up to this size are the same if they hold the same, larger ones if they are the same."""
 
 _SAMPLES = 64
 
@@ -33,24 +33,26 @@ class MergeDuplicates(Pass):
 
     Two nodes are the same if operator, attributes and inputs are; not random operators, If, Loop
     and Scan, or operators outside the standard, which may have side effects. Two constants are
-    the same bit by bit; only those over 4 KiB are merged, for two biases that happen to be equal
-    would couple two layers when channels are cut.
+    the same bit by bit; those over `above_bytes` are merged. Smaller ones are equal by chance, and
+    sharing them would tie layers that are still to be cut.
     """
 
     name: ClassVar[str] = "merge-duplicates"
     promise: ClassVar[Promise] = Promise.EXACT
 
+    above_bytes: int = 4096
+
     def run(self, graph: Graph, context: Context) -> None:
-        constants = _merge_constants(graph)
+        constants = _merge_constants(graph, self.above_bytes)
         nodes = _merge_nodes(graph)
         context.notes["applied"] = {"constants": constants, "nodes": nodes}
 
 
-def _merge_constants(graph: Graph) -> int:
+def _merge_constants(graph: Graph, above_bytes: int) -> int:
     """Let readers of equal constants read the first of them."""
     groups: dict[Hashable, list[str]] = {}
     for name, array in sorted(graph.constants().items()):
-        if array.nbytes > _SHARED_BYTES and array.dtype.kind != "O" and not is_uniform(array):
+        if array.nbytes > above_bytes and array.dtype.kind != "O" and not is_uniform(array):
             groups.setdefault((array.shape, array.dtype, _sample(array)), []).append(name)
     merged = 0
     for names in groups.values():
@@ -105,7 +107,7 @@ def _signature(graph: Graph, node: gs.Node) -> Iterator[Hashable]:
     yield tuple(bool(tensor.name) for tensor in node.outputs)
     for tensor in node.inputs:
         value = graph.constant(tensor.name) if tensor.name else None
-        small = value is not None and value.nbytes <= _SHARED_BYTES and value.dtype.kind != "O"
+        small = value is not None and value.nbytes <= _COMPARED_BYTES and value.dtype.kind != "O"
         yield _frozen(value) if small else tensor.name
     for key, value in sorted(node.attrs.items()):
         yield key, _frozen(value)

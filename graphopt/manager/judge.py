@@ -51,6 +51,12 @@ class Judge:
         self._dataset = dataset
         self._session = Session.open(original, threads=threads)
         first = next(iter(dataset.batches(2)))
+        for name, array in first.items():
+            if array.dtype.kind == "f" and np.isnan(array).any():
+                raise DataError(
+                    f"data {dataset.spec}: input {name!r} holds NaN, which agrees with nothing; "
+                    "look at what makes the data"
+                )
         outputs = self._session.run(first)
         self._metric: Metric = choose(
             metric, has_labels=dataset.labels is not None, outputs=outputs

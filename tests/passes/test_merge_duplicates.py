@@ -110,3 +110,15 @@ def test_equal_bits_of_two_types_are_not_the_same() -> None:
         array = np.array([0x3C], np.uint8).view(dtype)
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"c{place}"))
     assert_same_outputs(model, apply_pass(model, MergeDuplicates()))
+
+
+def test_small_constants_are_merged_only_if_asked() -> None:
+    """Two biases that are equal by chance would couple two layers."""
+    text = """g (float[N,4,8,8] x) => (float[N,4,8,8] y)
+    <float[4,4,1,1] v, float[4,4,1,1] w, float[4] b = {1.0, 2.0, 3.0, 4.0},
+     float[4] c = {1.0, 2.0, 3.0, 4.0}> {
+        h = Conv(x, v, b)
+        y = Conv(h, w, c)
+    }"""
+    assert len(apply_pass(parse(text), MergeDuplicates()).constants()) == 4
+    assert len(apply_pass(parse(text), MergeDuplicates(above_bytes=8)).constants()) == 3

@@ -69,3 +69,11 @@ def test_operators_of_other_domains_are_not_meant() -> None:
     model.graph.node[0].domain = "other"
     model.opset_import.add(domain="other", version=1)
     assert rewrite(Graph.load(model), {"Neg": (_swap,)}).applied == {}
+
+
+def test_old_operator_sets_are_left_alone() -> None:
+    """Before operator set 7, broadcasting was something else."""
+    graph = Graph.load(parse("g (float[2] x) => (float[2] y) { a = Neg(x) y = Neg(a) }", opset=6))
+    log = rewrite(graph, {"Neg": (_cancel,)})
+    assert operators(graph) == ["Neg", "Neg"]
+    assert "operator set 6 is too old" in log.refusals[0].reason
