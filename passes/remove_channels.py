@@ -27,6 +27,7 @@ from graphopt.data import Dataset
 from graphopt.errors import BudgetError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Note, Pass, Promise
+from graphopt.refit import traces_of, write_traces
 from graphopt.runtime import runnable_feeds
 from graphopt.runtime.calibrating import calibrate
 from graphopt.runtime.scanning import errors_of_outputs, fit_latency, latency_ratio, scan
@@ -60,7 +61,8 @@ class RemoveChannels(Pass):
 
     What stays of a family is rounded up to a multiple of `align`; at least one channel stays, and
     at least the fraction `floor` where an allocation or a budget decides. `families` are patterns
-    of names, such as ["layer1.*", "!layer1.0.*"]; with "!" they are left alone.
+    of names, such as ["layer1.*", "!layer1.0.*"]; with "!" they are left alone. What stays is
+    noted in the model, for a later `refit`.
     """
 
     name: ClassVar[str] = "remove-channels"
@@ -108,7 +110,9 @@ class RemoveChannels(Pass):
             raise BudgetError(f"{self.name}: {_why_nothing(coupling)}")
         candidates = self._candidates(coupling, context)
         fitted = self._fitted(coupling, candidates, context)
+        traces = traces_of(coupling, fitted.plan)
         record = remove(graph, coupling, fitted.plan)
+        write_traces(graph, traces)
         families: dict[str, Note] = {name: kept.tolist() for name, kept in fitted.plan.items()}
         context.notes["families"] = families
         context.notes["channels"] = {

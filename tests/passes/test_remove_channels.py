@@ -12,6 +12,7 @@ from graphopt.data import Dataset
 from graphopt.errors import BudgetError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
+from graphopt.refit import noted_traces
 from passes.remove_channels import RemoveChannels
 from tests.asserting import apply_pass, assert_same_outputs, assert_valid, parse, random_inputs
 from tests.coupling.test_removal import CHAIN
@@ -111,3 +112,10 @@ def test_families_that_cannot_be_scored_stay_whole() -> None:
     widths, context = _widths(RemoveChannels(importance="apoz"), data)
     assert widths == {"w": 4, "v": 6}
     assert context.notes["unscored"] == {IMPORTANCES["apoz"].lacks: ["v"]}
+
+
+def test_what_stays_is_noted_for_a_refit() -> None:
+    graph = apply_pass(parse(CHAIN), RemoveChannels(ratio=0.5))
+    kept = noted_traces(graph)
+    assert sorted(kept) == ["a", "c", "f", "p", "r"]
+    assert len(kept["r"][1]) == 4
