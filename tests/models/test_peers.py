@@ -130,7 +130,7 @@ def test_a_cold_process_is_timed_and_its_failure_kept(
 
 
 def test_peak_memory_is_the_childs(tmp_path: Path) -> None:
-    """Measured from a process of its own: a child starts with its parent's peak, here the tests'."""
+    """Measured from a process of its own: a child starts with its parent's peak memory."""
     script = (
         "import sys; from pathlib import Path; from models.peers import run_cold\n"
         "for size in (0, 200_000_000):\n"
