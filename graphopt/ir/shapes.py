@@ -20,6 +20,10 @@ __all__ = ["Dims", "TensorInfo", "array_info", "infer_model", "infer_node", "inf
 Dims = tuple[int | str | None, ...]
 """A shape: a number, a symbol's name, or None for a size that nothing is known about."""
 
+_STANDARD = ("", "ai.onnx")
+_OPAQUE = "graphopt.opaque"
+"""A domain of which ONNX's inference knows nothing."""
+
 _ANONYMOUS = frozenset({"", "?", "None", "unk"})
 """Dimension names that exporters give to several unrelated dimensions."""
 
@@ -71,6 +75,7 @@ def _type_proto(info: TensorInfo) -> onnx.TypeProto | None:
 def infer_model(skeleton: onnx.ModelProto) -> dict[str, TensorInfo]:
     """Infer every scope of a model whose large initializers may be external; changes `skeleton`."""
     _distrust(skeleton.graph, main=True)
+    skeleton.opset_import.add(domain=_OPAQUE, version=1)
     try:
         inferred = shape_inference.infer_shapes(skeleton, data_prop=True)
     except (shape_inference.InferenceError, RuntimeError):
@@ -90,9 +95,49 @@ def _distrust(graph: onnx.GraphProto, *, main: bool) -> None:
             if _dim(dim) is None:
                 dim.Clear()
     for node in graph.node:
+        if _miscounted(node):
+            node.domain = _OPAQUE  # infer_node will see it as it is
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _distrust(attribute.g, main=False)
+
+
+def _miscounted(node: onnx.NodeProto) -> bool:
+    """Whether inference may count windows of a pool that start in the padding behind the image.
+
+    ONNX Runtime, as PyTorch, leaves such a window out where sizes are rounded up.
+    """
+    if node.op_type not in ("AveragePool", "LpPool", "MaxPool") or node.domain not in _STANDARD:
+        return False
+    pads, strides = _integers(node, "pads"), _integers(node, "strides")
+    wide = any(a > b for a, b in zip(strides, _integers(node, "kernel_shape"), strict=False))
+    return _integers(node, "ceil_mode") == (1,) and (any(pads) or wide)
+
+
+def _integers(node: onnx.NodeProto, key: str) -> tuple[int, ...]:
+    """An attribute of one integer or several; empty if it is not given."""
+    found = next((entry for entry in node.attribute if entry.name == key), None)
+    if found is None:
+        return ()
+    return tuple(found.ints) if found.type == onnx.AttributeProto.INTS else (found.i,)
+
+
+def _counted(node: onnx.NodeProto, before: Dims | None, after: Dims) -> Dims:
+    """What a pool makes, without the windows that start behind the image."""
+    dims = len(after) - 2
+    pads = _integers(node, "pads") or (0,) * dims
+    strides = _integers(node, "strides") or (1,) * dims
+    if before is None or len(before) != len(after):
+        return (*after[:2], *(None for _ in range(dims)))
+    sizes = [
+        None
+        if not isinstance(size, int) or not isinstance(count, int)
+        else count - ((count - 1) * stride >= size + front)
+        for size, count, stride, front in zip(
+            before[2:], after[2:], strides, pads[:dims], strict=True
+        )
+    ]
+    return (*after[:2], *sizes)
 
 
 def _collect(graph: onnx.GraphProto) -> Iterator[tuple[str, TensorInfo]]:
@@ -131,4 +176,11 @@ def infer_node(
         onnx.checker.ValidationError,
     ):
         return {}
-    return {name: info_of(proto) for name, proto in outputs.items()}
+    found = {name: info_of(proto) for name, proto in outputs.items()}
+    if not _miscounted(node):
+        return found
+    before = infos[node.input[0]].shape
+    return {
+        name: TensorInfo(info.dtype, info.shape and _counted(node, before, info.shape))
+        for name, info in found.items()
+    }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphopt.ir import Edit, Graph, NewNode
-from tests.asserting import assert_same_outputs, operators, parse
+from tests.asserting import assert_same_outputs, operators, parse, random_inputs, run_model
 
 
 def load(body: str, *, signature: str = "float[N,3,8,8] x", more: str = "") -> Graph:
@@ -129,3 +129,26 @@ def test_padding_of_chosen_axes_says_nothing_of_the_others() -> None:
     text = f"g (float[N,3] x) => (float y) {more} {{ y = Pad(x, p, v, axes) }}"
     shape = Graph.load(parse(text, opset=18)).shape("y")
     assert shape is None or shape[0] != "N"
+
+
+@pytest.mark.parametrize(
+    ("size", "attributes", "made"),
+    [
+        (7, "pads=[1,1,1,1], strides=[2,2], kernel_shape=[2,2]", 4),
+        (6, "pads=[1,1,1,1], strides=[2,2], kernel_shape=[2,2]", 4),
+        (6, "strides=[3,3], kernel_shape=[2,2]", 2),
+        (6, "strides=[2,2], kernel_shape=[3,3]", 3),
+    ],
+)
+@pytest.mark.parametrize("op", ["AveragePool", "MaxPool"])
+def test_pools_count_no_window_behind_the_image(
+    op: str, size: int, attributes: str, made: int
+) -> None:
+    signature = f"g (float[N,2,{size},{size}] x) => (float[a,b,c,d] y)"
+    model = parse(
+        f"{signature} {{ r = Relu(x) p = {op}<ceil_mode=1, {attributes}>(r) y = Neg(p) }}"
+    )
+    graph = Graph.load(model)
+    assert graph.shape("y") == ("N", 2, made, made)
+    [found] = run_model(model, random_inputs(model))
+    assert found.shape == (2, 2, made, made)
