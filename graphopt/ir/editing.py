@@ -173,7 +173,7 @@ def _build(scopes: Scopes, new: NewNode) -> gs.Node:
         if name and name not in scopes.tensors:
             scopes.tensors[name] = gs.Variable(name)
         outputs.append(scopes.tensors[name] if name else gs.Variable.empty())
-    name = new.name or new.outputs[0]
+    name = scopes.fresh_node(new.name or new.outputs[0])
     return gs.Node(new.op, name, dict(new.attrs), inputs, outputs, new.domain or None)
 
 

@@ -129,5 +129,5 @@ def uniform_node(name: str, array: Array) -> tuple[onnx.NodeProto, onnx.TensorPr
     """A ConstantOfShape node that computes a uniform constant, and its shape initializer."""
     shape = numpy_helper.from_array(np.asarray(array.shape, np.int64), f"{name}.shape")
     value = numpy_helper.from_array(array.reshape(-1)[:1].copy(), "value")
-    node = onnx.helper.make_node("ConstantOfShape", [shape.name], [name], name=name, value=value)
+    node = onnx.helper.make_node("ConstantOfShape", [shape.name], [name], value=value)
     return node, shape

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
@@ -44,6 +45,7 @@ class Scopes:
         self._bodies: dict[int, gs.Graph] = {}
         self._returned: set[str] = set()  # names of outputs survive every edit
         self._entered: set[str] = set()
+        self._nodes: Counter[str] = Counter()  # names of nodes
         self._ticket = itertools.count()
         self._counters: dict[str, int] = {}
         self._register(top)
@@ -68,6 +70,7 @@ class Scopes:
     def _enter(self, node: gs.Node, scope: gs.Graph, rank: float) -> None:
         self._scope[id(node)] = scope
         self._rank[id(node)] = (rank, next(self._ticket))
+        self._nodes[node.name] += 1
         for tensor in (*node.inputs, *node.outputs):
             if tensor.name:
                 self.tensors[tensor.name] = tensor
@@ -129,6 +132,14 @@ class Scopes:
         self._counters[hint] = number + 1
         return name
 
+    def fresh_node(self, hint: str) -> str:
+        """A name that no node has: ONNX Runtime takes no two nodes of one name."""
+        name, number = hint, 0
+        while self._nodes[name]:
+            number += 1
+            name = f"{hint}_{number}"
+        return name
+
     def placement(self) -> dict[int, list[gs.Constant]]:
         """Constants by the scope (its id) that is innermost around all who read them."""
         places: dict[int, list[gs.Constant]] = {}
@@ -173,6 +184,7 @@ class Scopes:
         """Forget a node and cut its links; its tensors stay until they are dropped."""
         scope = self._scope.pop(id(node))
         self._rank.pop(id(node))
+        self._nodes[node.name] -= 1
         for tensor in node.inputs:
             _drop_use(tensor.outputs, node)
         for tensor in node.outputs:

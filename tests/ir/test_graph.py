@@ -206,3 +206,12 @@ def test_overloads_of_functions_are_refused() -> None:
     model.graph.node[0].overload = "other"
     with pytest.raises(ModelError, match="overload 'other'"):
         Graph.load(model)
+
+
+def test_no_two_nodes_get_one_name() -> None:
+    graph = Graph.load(parse("g (float[2] x) => (float[2] y) { t = Neg(x) y = Abs(t) }"))
+    [first, second] = graph.nodes
+    graph.apply(Edit((first,), (NewNode("Exp", ("x",), ("t",), name="y"),)))
+    graph.apply(Edit((second,), (NewNode("Relu", ("t",), ("y",)),)))
+    assert [node.name for node in graph.nodes] == ["y", "y_1"]
+    assert_valid(graph)
