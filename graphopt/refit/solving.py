@@ -14,12 +14,15 @@ __all__ = ["Moments", "Reader", "eliminate", "least_squares", "rectified"]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
+_BIAS_RIDGE = 1e-6
+"""Just enough to tell the bias from a channel that is constant."""
+
 
 @dataclass
 class Moments:
     """Sums of products over rows, for each group: of columns, and of columns with targets.
 
-    The last column is the bias' if `bias` is set; no ridge pulls at it.
+    The last column is the bias' if `bias` is set.
     """
 
     gram: Doubles
@@ -46,7 +49,7 @@ class Moments:
         mean = np.maximum(taken.mean(axis=1, keepdims=True), 1e-12)
         ridge = np.broadcast_to(damping * mean, diagonal.shape).copy()
         if self.bias:
-            ridge[:, -1] = 1e-12 * self.rows
+            ridge[:, -1] = _BIAS_RIDGE * self.rows
         return ridge
 
     def damped(self, damping: float) -> Doubles:
@@ -60,7 +63,7 @@ class Moments:
     def error(self, matrix: Doubles) -> float:
         """The sum of squares that a matrix leaves of the targets."""
         fitted = np.einsum("gio,gio->", matrix, self.gram @ matrix - 2 * self.cross)
-        return self.energy + float(fitted)
+        return max(self.energy + float(fitted), 0.0)
 
 
 def least_squares(moments: Moments, damping: float, prior: Doubles | None = None) -> Doubles:

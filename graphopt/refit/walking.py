@@ -157,13 +157,11 @@ def _solve(task: _Task, settings: Settings, fit: Fit) -> None:
     before = moments.error(old)
     if task.choice is not None:
         task, moments, old = _picked(task, moments, old, settings, fit)
-    matrix = least_squares(moments, settings.damping, old)
-    after = moments.error(matrix)
-    if task.goal.rectified and settings.rounds:
-        matrix = rectified(moments, task.chunks, matrix, settings.damping, settings.rounds)
-    if not np.isfinite(matrix).all():
-        fit.left_alone[layer.output] = "the solution is not finite"
+    matrix = _solution(task, moments, old, settings)
+    if matrix is None:
+        fit.left_alone[layer.output] = "its inputs are too alike to solve for"
         return
+    after = moments.error(matrix)
     task.layer.write(graph, matrix)
     energy = max(moments.energy, 1e-300)
     fit.errors[layer.output] = before / energy, after / energy
@@ -180,3 +178,14 @@ def _picked(
     layer = None if maker is None else find_layer(task.cut.graph, maker)
     assert layer is not None, "a layer that was cut is a layer still"
     return replace(task, layer=layer), moments.taking(columns), old[:, columns]
+
+
+def _solution(task: _Task, moments: Moments, old: Doubles, settings: Settings) -> Doubles | None:
+    """The fitted matrix; None where the moments are singular in spite of the ridge."""
+    try:
+        matrix = least_squares(moments, settings.damping, old)
+        if task.goal.rectified and settings.rounds:
+            matrix = rectified(moments, task.chunks, matrix, settings.damping, settings.rounds)
+    except np.linalg.LinAlgError:
+        return None
+    return matrix if np.isfinite(matrix).all() else None
