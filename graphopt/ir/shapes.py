@@ -105,7 +105,7 @@ def _distrust(graph: onnx.GraphProto, *, main: bool) -> None:
 def _miscounted(node: onnx.NodeProto) -> bool:
     """Whether inference may count windows of a pool that start in the padding behind the image.
 
-    ONNX Runtime, as PyTorch, leaves such a window out where sizes are rounded up.
+    ONNX Runtime leaves such a window out when it runs, as PyTorch does, but counts it on loading.
     """
     if node.op_type not in ("AveragePool", "LpPool", "MaxPool") or node.domain not in _STANDARD:
         return False
@@ -123,16 +123,16 @@ def _integers(node: onnx.NodeProto, key: str) -> tuple[int, ...]:
 
 
 def _counted(node: onnx.NodeProto, before: Dims | None, after: Dims) -> Dims:
-    """What a pool makes, without the windows that start behind the image."""
+    """What a pool makes; nothing is said of sizes that count a window behind the image."""
     dims = len(after) - 2
     pads = _integers(node, "pads") or (0,) * dims
     strides = _integers(node, "strides") or (1,) * dims
     if before is None or len(before) != len(after):
         return (*after[:2], *(None for _ in range(dims)))
     sizes = [
-        None
-        if not isinstance(size, int) or not isinstance(count, int)
-        else count - ((count - 1) * stride >= size + front)
+        count
+        if isinstance(size, int) and isinstance(count, int) and (count - 1) * stride < size + front
+        else None
         for size, count, stride, front in zip(
             before[2:], after[2:], strides, pads[:dims], strict=True
         )

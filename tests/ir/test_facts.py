@@ -132,23 +132,23 @@ def test_padding_of_chosen_axes_says_nothing_of_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "attributes", "made"),
+    ("size", "attributes", "known"),
     [
-        (7, "pads=[1,1,1,1], strides=[2,2], kernel_shape=[2,2]", 4),
-        (6, "pads=[1,1,1,1], strides=[2,2], kernel_shape=[2,2]", 4),
-        (6, "strides=[3,3], kernel_shape=[2,2]", 2),
-        (6, "strides=[2,2], kernel_shape=[3,3]", 3),
+        (7, "pads=[1,1,1,1], strides=[2,2], kernel_shape=[2,2]", False),
+        (6, "pads=[1,1,1,1], strides=[2,2], kernel_shape=[2,2]", True),
+        (6, "strides=[3,3], kernel_shape=[2,2]", False),
+        (6, "strides=[2,2], kernel_shape=[3,3]", True),
     ],
 )
 @pytest.mark.parametrize("op", ["AveragePool", "MaxPool"])
 def test_pools_count_no_window_behind_the_image(
-    op: str, size: int, attributes: str, made: int
+    op: str, size: int, attributes: str, *, known: bool
 ) -> None:
     signature = f"g (float[N,2,{size},{size}] x) => (float[a,b,c,d] y)"
     model = parse(
         f"{signature} {{ r = Relu(x) p = {op}<ceil_mode=1, {attributes}>(r) y = Neg(p) }}"
     )
     graph = Graph.load(model)
-    assert graph.shape("y") == ("N", 2, made, made)
     [found] = run_model(model, random_inputs(model))
-    assert found.shape == (2, 2, made, made)
+    sizes = found.shape[2:] if known else (None, None)
+    assert graph.shape("y") == ("N", 2, *sizes)
