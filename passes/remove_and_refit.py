@@ -13,7 +13,7 @@ from graphopt.coupling.allocation import Candidates, Fitted
 from graphopt.coupling.work import macs_of
 from graphopt.data import Dataset
 from graphopt.data.mirroring import mirrored
-from graphopt.errors import BudgetError, RecipeError
+from graphopt.errors import BudgetError, DataError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.refit import Curve, Settings, choices_of, curves, fit_budget, refit, traces_of
@@ -67,7 +67,7 @@ class RemoveAndRefit(Pass):
         if not coupling.families:
             raise BudgetError(f"{self.name}: {_why_nothing(coupling)}")
         settings = Settings(self.damping, self.rounds, context.seed, context.threads)
-        found = curves(
+        found, needed = curves(
             coupling,
             coupling.families,
             data,
@@ -75,9 +75,14 @@ class RemoveAndRefit(Pass):
             settings,
             lambda part: context.progress("judging channels", part),
         )
+        fitted = self._fitted(coupling, found)
+        if needed > len(data) and not fitted.met:
+            raise DataError(
+                f"{self.name}: {len(data)} inputs are too few to judge all families; give at "
+                f"least {needed}"
+            )
         if not found:
             raise BudgetError(f"{self.name}: no layer that sums over a family can be solved anew")
-        fitted = self._fitted(coupling, found)
         later, now = choices_of(coupling, found, fitted.plan)
         before, traces = graph.clone(), traces_of(coupling, now)
         remove(graph, coupling, now)

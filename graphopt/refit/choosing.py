@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from graphopt.coupling import Coupling, Family, Plan
 from graphopt.data import Dataset
-from graphopt.errors import DataError
 from graphopt.ir import Graph
 from graphopt.refit.frontier import Frontier
 from graphopt.refit.layers import Layer, find_layer
@@ -79,13 +78,13 @@ def curves(
     held_out: Dataset,
     settings: Settings,
     progress: Callable[[float], None] = lambda fraction: None,
-) -> dict[str, Curve]:
-    """The curve of every family whose readers can be solved.
+) -> tuple[dict[str, Curve], int]:
+    """The curve of every family whose readers can be solved, and the inputs to judge all of them.
 
     Moments come from `dataset`, errors of the outputs, relative to their variance, from `held_out`.
     """
     readings = {family.name: readings_of(coupling, family) for family in families}
-    moments = _measured(coupling.graph, readings, dataset, settings)
+    moments, needed = _measured(coupling.graph, readings, dataset, settings)
     outputs = _Outputs(coupling.graph, held_out, settings)
     found: dict[str, Curve] = {}
     for number, family in enumerate(families):
@@ -94,12 +93,7 @@ def curves(
             own = [moments[reading.layer.output] for reading in usable]
             found[family.name] = _curve(family, usable, own, outputs, settings)
         progress((number + 1) / len(families))
-    if not found and any(readings.values()):
-        raise DataError(
-            f"refit: {len(dataset)} inputs are too few to judge any channel; give at least "
-            f"{_needed(readings)}"
-        )
-    return found
+    return found, needed
 
 
 def choices_of(
@@ -122,21 +116,19 @@ def choices_of(
     return later, {name: kept for name, kept in plan.items() if name not in waiting}
 
 
-def _needed(readings: Mapping[str, list[Reading]]) -> int:
-    """Inputs so that the narrowest layer has more rows than columns, at one row for each."""
-    return min(len(entry.columns) for entries in readings.values() for entry in entries)
-
-
 def _measured(
     graph: Graph, readings: Mapping[str, list[Reading]], dataset: Dataset, settings: Settings
-) -> dict[str, Moments]:
-    """The moments of all layers that read a family, with what they compute now as the target."""
+) -> tuple[dict[str, Moments], int]:
+    """The moments of all layers that read a family, with what they compute now as the target.
+
+    And the number of inputs that would be enough for all of them.
+    """
     layers = {entry.layer.output: entry.layer for entries in readings.values() for entry in entries}
     place = {node.outputs[0].name: number for number, node in enumerate(graph.nodes)}
     frontier = Frontier(graph, dataset, threads=settings.threads)
     rng = np.random.default_rng(settings.seed)
     count = -(-ROWS // len(dataset))
-    found = {}
+    found, needed = {}, 0
     for name in sorted(layers, key=lambda name: place[name]):
         layer = layers[name]
         matrix = layer.matrix(graph)
@@ -151,7 +143,8 @@ def _measured(
         moments.energy = float(np.einsum("gio,gio->", matrix, moments.cross))
         if moments.rows >= matrix.shape[1]:
             found[name] = moments
-    return found
+        needed = max(needed, -(-len(dataset) * matrix.shape[1] // max(moments.rows, 1)))
+    return found, needed
 
 
 class _Outputs:

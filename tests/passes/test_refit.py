@@ -150,6 +150,13 @@ def test_remove_and_refit_finds_what_is_redundant() -> None:
     assert "w1" in families
 
 
+def test_too_few_inputs_to_reach_the_budget_says_how_many() -> None:
+    graph = redundant()
+    context = Context(original=graph.clone(), calibration=inputs(1))
+    with pytest.raises(DataError, match="1 inputs are too few to judge all families; give at"):
+        RemoveAndRefit(macs=0.3).run(graph, context)
+
+
 def test_bad_options() -> None:
     with pytest.raises(RecipeError, match="macs must be between 0 and 1"):
         RemoveAndRefit(macs=1.0)
