@@ -20,7 +20,13 @@ from graphopt.rewrite.affine import (
     in_pieces,
     in_type,
 )
-from graphopt.rewrite.linear import LINEAR_OPS, fold_after, fold_before, linear_layer
+from graphopt.rewrite.linear import (
+    LINEAR_OPS,
+    fold_after,
+    fold_before,
+    linear_layer,
+    reading_layers,
+)
 from graphopt.rewrite.matching import data_source, sharing
 
 __all__ = ["FoldAffine"]
@@ -80,18 +86,10 @@ def into_batch_norm(graph: Graph, node: gs.Node) -> Edit | Refusal | None:
 
 def into_next(graph: Graph, node: gs.Node) -> Edit | Refusal | None:
     """Replace layer(x * c) and the like by layer'(x), for every layer that reads it."""
-    name = node.outputs[0].name
-    layers = []
-    for reader in graph.consumers(name):
-        layer = linear_layer(graph, reader)
-        if layer is None or graph.scope_of(reader) is not graph.scope_of(node):
-            return None
-        if reader.inputs[0].name != name:
-            return None
-        layers.append(layer)
+    layers = reading_layers(graph, node) or []
     axes = {layer.channel_axis for layer in layers}
     change = constant_affine(graph, node, axes.pop()) if len(axes) == 1 else None
-    if change is None or graph.is_output(name):
+    if change is None:
         return None
     found = in_pieces(graph, node) or fold_before(graph, layers, change, node)
     return Refusal("into_next", node.name, found) if isinstance(found, str) else found

@@ -11,7 +11,14 @@ from graphopt.ir import Edit, Graph
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
 from graphopt.rewrite.affine import batch_norm
-from graphopt.rewrite.linear import LINEAR_OPS, LinearLayer, fold_after, fold_before, linear_layer
+from graphopt.rewrite.linear import (
+    LINEAR_OPS,
+    LinearLayer,
+    fold_after,
+    fold_before,
+    linear_layer,
+    reading_layers,
+)
 from graphopt.rewrite.matching import sharing, source
 
 __all__ = ["FoldBatchNorm"]
@@ -56,18 +63,8 @@ def into_previous(graph: Graph, node: gs.Node) -> Edit | Refusal | None:
 
 def into_next(graph: Graph, node: gs.Node) -> Edit | Refusal | None:
     """Replace layer(BatchNormalization(x)) by layer'(x), for every layer that reads it."""
-    change = batch_norm(graph, node)
-    if change is None or isinstance(change, str) or graph.is_output(node.outputs[0].name):
-        return None
-    layers = []
-    for reader in graph.consumers(node.outputs[0].name):
-        layer = linear_layer(graph, reader)
-        if layer is None or graph.scope_of(reader) is not graph.scope_of(node):
-            return None
-        if reader.inputs[0].name != node.outputs[0].name:
-            return None
-        layers.append(layer)
-    if not layers:
+    change, layers = batch_norm(graph, node), reading_layers(graph, node)
+    if change is None or isinstance(change, str) or layers is None:
         return None
     if any(layer.channel_axis != _axis(layer) for layer in layers):
         return Refusal("into_next", node.name, "the channels are on different axes")

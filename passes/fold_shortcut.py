@@ -12,12 +12,9 @@ from graphopt.ir import Edit, Graph, NewNode
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
 from graphopt.rewrite.matching import integers, private_source, scalar, sole_reader, source
-from graphopt.rewrite.windows import forward_slices
+from graphopt.rewrite.windows import TO_THE_END, forward_slices
 
 __all__ = ["FoldShortcut"]
-
-_TO_THE_END = np.iinfo(np.int32).max
-"""Exporters write an open end as the largest number of 32 or 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def _strides(graph: Graph, node: gs.Node) -> list[int] | None:
         return None
     for axis, window in windows.items():
         size = shape[axis]
-        if window.start or window.stop < (size if isinstance(size, int) else _TO_THE_END):
+        if window.start or window.stop < (size if isinstance(size, int) else TO_THE_END):
             return None
     return [windows[axis].step if axis in windows else 1 for axis in (2, 3)]
 

@@ -14,12 +14,9 @@ from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import Refusal, rewrite
 from graphopt.rewrite.linear import LinearLayer, layer_bias, linear_layer, rebuild
 from graphopt.rewrite.matching import private_source
-from graphopt.rewrite.windows import forward_slices
+from graphopt.rewrite.windows import TO_THE_END, forward_slices
 
 __all__ = ["FoldSpaceToDepth"]
-
-_TO_THE_END = np.iinfo(np.int32).max
-"""Exporters write an open end as the largest number of 32 or 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def _offset(graph: Graph, node: gs.Node, step: int) -> tuple[int, int] | None:
         return None
     for axis, window in windows.items():
         size = shape[axis]
-        whole = window.stop >= (size if isinstance(size, int) else _TO_THE_END)
+        whole = window.stop >= (size if isinstance(size, int) else TO_THE_END)
         divides = not isinstance(size, int) or size % step == 0
         if window.step != step or not 0 <= window.start < step or not whole or not divides:
             return None

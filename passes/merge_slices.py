@@ -94,7 +94,7 @@ def division(graph: Graph, node: gs.Node) -> Edit | None:
             continue
         windows = forward_slices(graph, reader) or {}
         bounds = _counted(graph, data, axis, windows[axis]) if windows.keys() == {axis} else None
-        if bounds is not None:
+        if bounds is not None and bounds[0] < bounds[1]:
             parts[bounds] = reader
     order = sorted(parts)
     edges = [0, *(end for _, end in order)]
@@ -103,8 +103,6 @@ def division(graph: Graph, node: gs.Node) -> Edit | None:
     sizes = [end - start for start, end in order]
     readers = tuple(parts[bounds] for bounds in order)
     outputs = tuple(reader.outputs[0].name for reader in readers)
-    if min(sizes) < 1:
-        return None
     return Edit(remove=readers, add=(_split(graph, data, outputs, axis, sizes),))
 
 
@@ -139,10 +137,8 @@ def split_of_concat(graph: Graph, node: gs.Node) -> Edit | None:
         return None
     pairs = [(new.name, old.name) for new, old in zip(node.outputs, maker.inputs, strict=True)]
     for new, old in pairs:
-        before, after = graph.shape(old), graph.shape(new)
-        if before is None or after is None or before[axis] != after[axis]:
-            return None
-        if not isinstance(before[axis], int):
+        sizes = {shape[axis] if shape else None for shape in (graph.shape(old), graph.shape(new))}
+        if len(sizes) > 1 or not all(isinstance(size, int) for size in sizes):
             return None
     return Edit(remove=(node,), replace=dict(pairs))
 

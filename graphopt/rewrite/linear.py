@@ -28,6 +28,7 @@ __all__ = [
     "fold_before",
     "layer_bias",
     "linear_layer",
+    "reading_layers",
     "rebuild",
 ]
 
@@ -100,6 +101,20 @@ def linear_layer(graph: Graph, node: gs.Node) -> LinearLayer | None:
         return None
     layer = row(graph, node, weight)
     return layer if layer is None or layer.weight.size else None
+
+
+def reading_layers(graph: Graph, node: gs.Node) -> list[LinearLayer] | None:
+    """The layers whose data a node's result is; None if anything else reads it."""
+    name = node.outputs[0].name
+    layers = []
+    for reader in graph.consumers(name):
+        layer = linear_layer(graph, reader)
+        if layer is None or graph.scope_of(reader) is not graph.scope_of(node):
+            return None
+        if reader.inputs[0].name != name:
+            return None
+        layers.append(layer)
+    return None if graph.is_output(name) or not layers else layers
 
 
 def _conv(graph: Graph, node: gs.Node, weight: Array) -> LinearLayer:

@@ -11,13 +11,11 @@ import onnx_graphsurgeon as gs
 from graphopt.ir import Graph
 from graphopt.rewrite.matching import integers, keeps_shape
 from graphopt.rewrite.shaping import count_open, equal_shapes
+from graphopt.rewrite.windows import TO_THE_END
 
 __all__ = ["PASSED_ON"]
 
 Row = Callable[[Graph, gs.Node], int | None]
-
-_TO_THE_END = np.iinfo(np.int32).max
-"""Exporters write an open end as the largest number of 32 or 64 bits."""
 
 _EXACT_COORDINATES = frozenset(
     {"align_corners", "asymmetric", "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel"}
@@ -114,7 +112,7 @@ def _slice(graph: Graph, node: gs.Node) -> int | None:
 def _is_whole(start: int, end: object, size: int | str | None) -> bool:
     begins = start == 0 or (isinstance(size, int) and start <= -size)
     if isinstance(end, int):
-        return begins and (end >= _TO_THE_END or (isinstance(size, int) and end >= size))
+        return begins and (end >= TO_THE_END or (isinstance(size, int) and end >= size))
     return begins and end is not None and end == size
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Graph
 from graphopt.rewrite.matching import integers
 
-__all__ = ["forward_slices"]
+__all__ = ["TO_THE_END", "forward_slices"]
+
+TO_THE_END = np.iinfo(np.int32).max
+"""Exporters write an open end as the largest number of 32 or 64 bits."""
 
 
 def forward_slices(graph: Graph, node: gs.Node) -> dict[int, slice] | None:
