@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,35 +99,34 @@ def fit(
     """Train `network` in place and leave it in evaluation mode.
 
     The seed decides order and augmentation of the rows, while the first weights are the network's
-    own. `progress` is told the number of each epoch done and its mean loss.
+    own. `progress` is told the number of each epoch done and its mean loss. Elsewhere than on the
+    CPU all rows are held on the device, and products are computed in bfloat16.
     """
-    draws = torch.Generator().manual_seed(seed)
-    network.to(device).train()
+    place = torch.device(device)
+    draws = torch.Generator(place).manual_seed(seed)
+    images, labels = (
+        torch.from_numpy(rows).to(place) for rows in (examples.images, examples.labels)
+    )
+    network.to(place).train()
     # torch's stubs do not know the memory format that Module.to accepts
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     descent, rate = _descent(network, schedule, rows=len(examples))
     for epoch in range(1, schedule.epochs + 1):
-        losses: list[float] = []
-        for images, labels in _batches(examples, schedule, draws):
-            logits = network(images.to(device, memory_format=torch.channels_last))
-            loss = functional.cross_entropy(logits, labels.to(device))
+        losses: list[torch.Tensor] = []
+        order = torch.randperm(len(examples), generator=draws, device=place)
+        for chosen in torch.split(order, schedule.batch_size):
+            batch = augmented(images[chosen], schedule, draws)
+            with torch.autocast(place.type, torch.bfloat16, enabled=place.type != "cpu"):
+                logits = network(batch.contiguous(memory_format=torch.channels_last))
+                loss = functional.cross_entropy(logits, labels[chosen])
             descent.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             descent.step()
             rate.step()
-            losses.append(loss.item())
+            losses.append(loss.detach())  # reading it here would have the device wait
         if progress is not None:
-            progress(epoch, float(np.mean(losses)))
+            progress(epoch, float(torch.stack(losses).mean()))
     network.eval()
-
-
-def _batches(
-    examples: Examples, schedule: Schedule, draws: torch.Generator
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    images, labels = torch.from_numpy(examples.images), torch.from_numpy(examples.labels)
-    order = torch.randperm(len(examples), generator=draws)
-    for chosen in torch.split(order, schedule.batch_size):
-        yield augmented(images[chosen], schedule, draws), labels[chosen]
 
 
 def _descent(
@@ -150,15 +149,17 @@ def _descent(
 def augmented(images: torch.Tensor, schedule: Schedule, draws: torch.Generator) -> torch.Tensor:
     """Shift each image by its own offset, zeros moving in, and mirror half of them if asked to."""
     rows, channels, height, width = images.shape
+    place = images.device
     if schedule.shift:
-        offsets = torch.randint(0, 2 * schedule.shift + 1, (2, rows, 1), generator=draws)
-        down = (offsets[0] + torch.arange(height))[:, None, :, None]
-        right = (offsets[1] + torch.arange(width))[:, None, None, :]
-        row = torch.arange(rows)[:, None, None, None]
-        channel = torch.arange(channels)[None, :, None, None]
+        span = 2 * schedule.shift + 1
+        offsets = torch.randint(0, span, (2, rows, 1), generator=draws, device=place)
+        down = (offsets[0] + torch.arange(height, device=place))[:, None, :, None]
+        right = (offsets[1] + torch.arange(width, device=place))[:, None, None, :]
+        row = torch.arange(rows, device=place)[:, None, None, None]
+        channel = torch.arange(channels, device=place)[None, :, None, None]
         images = functional.pad(images, [schedule.shift] * 4)[row, channel, down, right]
     if schedule.mirror:
-        mirrored = torch.rand((rows, 1, 1, 1), generator=draws) < 0.5
+        mirrored = torch.rand((rows, 1, 1, 1), generator=draws, device=place) < 0.5
         images = torch.where(mirrored, images.flip(3), images)
     return images
 

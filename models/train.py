@@ -1,7 +1,7 @@
 """Train a reference network on a task and write it as ONNX: `python -m models.train --help`.
 
-Two runs with one seed agree to the last bit on one machine with one number of threads; another
-machine may round differently.
+Two runs on the CPU with one seed agree to the last bit on one machine with one number of threads;
+another machine may round differently.
 """
 
 from __future__ import annotations
@@ -74,11 +74,12 @@ def onnx_logits(
     return np.concatenate([session.run(["logits"], {"image": batch})[0] for batch in batches])
 
 
-def _scheduled(task: Task, epochs: int | None, rate: float | None) -> Task:
+def _scheduled(task: Task, epochs: int | None, rate: float | None, batch: int | None) -> Task:
     schedule = replace(
         task.schedule,
         epochs=epochs or task.schedule.epochs,
         peak_rate=rate or task.schedule.peak_rate,
+        batch_size=batch or task.schedule.batch_size,
     )
     return replace(task, schedule=schedule)
 
@@ -89,6 +90,7 @@ def _scheduled(task: Task, epochs: int | None, rate: float | None) -> Task:
 @click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the task's own number.")
 @click.option("--rate", type=float, help="Peak learning rate instead of the task's own.")
+@click.option("--batch", type=click.IntRange(min=2), help="Rows of a step, instead of the task's.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1))
 @click.option("--device", default="cpu", show_default=True)
@@ -98,12 +100,13 @@ def main(
     output: Path,
     epochs: int | None,
     rate: float | None,
+    batch: int | None,
     seed: int,
     threads: int,
     device: str,
 ) -> None:
     """Train NETWORK on TASK and write it to OUTPUT as ONNX."""
-    reference, chosen = NETWORKS[network], _scheduled(TASKS[task], epochs, rate)
+    reference, chosen = NETWORKS[network], _scheduled(TASKS[task], epochs, rate, batch)
     if reference.shape != chosen.shape:
         raise click.UsageError(
             f"{network} takes images of {reference.shape}, but those of {task} are {chosen.shape}"
