@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from graphopt.quantize.grid import (
+    BIAS,
     INT4,
     INT8,
     INT8_FULL,
-    INT32,
     UINT4,
     UINT8,
     Format,
@@ -17,10 +17,10 @@ from graphopt.quantize.grid import (
 )
 
 __all__ = [
+    "BIAS",
     "INT4",
     "INT8",
     "INT8_FULL",
-    "INT32",
     "UINT4",
     "UINT8",
     "Format",

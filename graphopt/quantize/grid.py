@@ -15,10 +15,10 @@ import numpy.typing as npt
 from graphopt.ir import Array
 
 __all__ = [
+    "BIAS",
     "INT4",
     "INT8",
     "INT8_FULL",
-    "INT32",
     "UINT4",
     "UINT8",
     "Format",
@@ -59,7 +59,7 @@ INT8_FULL = Format(np.dtype(np.int8), -128, 127)
 """For activations."""
 UINT4 = Format(np.dtype(ml_dtypes.uint4), 0, 15)
 INT4 = Format(np.dtype(ml_dtypes.int4), -7, 7)
-INT32 = Format(np.dtype(np.int32), 1 - 2**31, 2**31 - 1)
+BIAS = Format(np.dtype(np.int32), 1 - 2**31, 2**31 - 1)
 """For biases."""
 
 

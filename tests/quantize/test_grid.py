@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from graphopt.quantize import (
+    BIAS,
     INT4,
     INT8,
     INT8_FULL,
-    INT32,
     UINT4,
     UINT8,
     Format,
@@ -43,7 +43,8 @@ def _in_onnxruntime(x: np.ndarray, grid: Grid) -> np.ndarray:
     opsets = [helper.make_opsetid("", 21)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     with Session.open(model, optimize="none") as session:
-        return np.asarray(session.run({"x": x})[0])
+        made: np.ndarray = session.run({"x": x})[0]
+        return made
 
 
 def _drawn(seed: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -107,7 +108,7 @@ def test_dead_channels_get_a_step_that_is_safe(values: list[float]) -> None:
 
 
 def test_biases_keep_32_bits() -> None:
-    grid = Grid(np.array([2**-20, 1e-4], np.float32), np.zeros(2, np.int32), INT32, 0)
+    grid = Grid(np.array([2**-20, 1e-4], np.float32), np.zeros(2, np.int32), BIAS, 0)
     bias = np.array([1234.5678912345, -5.0])
     np.testing.assert_array_equal(grid.quantize(bias), [round(1234.5678912345 * 2**20), -50000])
     np.testing.assert_allclose(grid.dequantize(grid.quantize(bias)), bias, rtol=1e-6)
