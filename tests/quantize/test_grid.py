@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from hypothesis import given, settings
@@ -26,7 +27,7 @@ from graphopt.quantize import (
 from graphopt.runtime import Session
 
 
-def _in_onnxruntime(x: np.ndarray, grid: Grid) -> np.ndarray:
+def _in_onnxruntime(x: npt.NDArray[np.float32], grid: Grid) -> npt.NDArray[np.float32]:
     """What QuantizeLinear and DequantizeLinear make of a tensor."""
     axis = 0 if grid.axis is None else grid.axis
     ends = [
@@ -43,13 +44,13 @@ def _in_onnxruntime(x: np.ndarray, grid: Grid) -> np.ndarray:
     opsets = [helper.make_opsetid("", 21)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     with Session.open(model, optimize="none") as session:
-        made: np.ndarray = session.run({"x": x})[0]
-        return made
+        return session.run({"x": x})[0].astype(np.float32)
 
 
-def _drawn(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+def _drawn(seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     rng = np.random.default_rng(seed)
-    return (rng.standard_normal(shape) * rng.choice([1e-3, 1.0, 50.0])).astype(np.float32)
+    drawn = rng.standard_normal(shape) * rng.choice([1e-3, 1.0, 50.0])
+    return np.asarray(drawn, np.float32)
 
 
 _FORMATS = st.sampled_from([UINT8, INT8_FULL])
