@@ -9,6 +9,7 @@ __all__ = ["CATALOG"]
 CATALOG: Mapping[str, str] = {
     "align-channels": "passes.align_channels:AlignChannels",
     "convolve-affine": "passes.convolve_affine:ConvolveAffine",
+    "equalize": "passes.equalize:Equalize",
     "factor-gates": "passes.factor_gates:FactorGates",
     "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
@@ -42,7 +43,6 @@ CATALOG: Mapping[str, str] = {
     "remove-channels": "passes.remove_channels:RemoveChannels",
     "remove-dead-code": "passes.remove_dead_code:RemoveDeadCode",
     "remove-identities": "passes.remove_identities:RemoveIdentities",
-    "restore-batch-norm": "passes.restore_batch_norm:RestoreBatchNorm",
     "simplify-axes": "passes.simplify_axes:SimplifyAxes",
     "sink-transposes": "passes.sink_transposes:SinkTransposes",
 }

@@ -32,14 +32,14 @@ RULES: Rules = {
 """An operator that has no row here is pinned: every axis of all it reads and writes."""
 
 
-def wire(graph: Graph, sizes: Sizes) -> Wiring:
-    """Apply the table to every node of the main scope; what a body reads is pinned."""
+def wire(graph: Graph, sizes: Sizes, rules: Rules = RULES) -> Wiring:
+    """Apply a table to every node of the main scope; what a body reads is pinned."""
     wiring = Wiring()
     for name in graph.inputs:
         shape = sizes.shape(name)
         wiring.axes[name] = None if shape is None else _held(shape, f"input {name!r}")
     for node in graph.nodes:
-        _apply(Site(node, wiring, sizes))
+        _apply(Site(node, wiring, sizes), rules)
     for name in graph.outputs:
         why = Fixed(None, f"output {name!r}", "is what the caller gets")
         wiring.pin_all(Site(graph.nodes[-1], wiring, sizes).axes_of(name), why)
@@ -50,8 +50,8 @@ def _held(shape: tuple[int | None, ...], who: str) -> Axes:
     return tuple(Fixed(size, who, "is what the caller gives") for size in shape)
 
 
-def _apply(site: Site) -> None:
-    rule = RULES.get(operator(site.node))
+def _apply(site: Site, rules: Rules) -> None:
+    rule = rules.get(operator(site.node))
     known = site.wiring.axes
     outputs = [tensor.name for tensor in site.node.outputs]
     if rule is None:

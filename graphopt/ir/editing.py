@@ -11,7 +11,7 @@ from graphopt.errors import EditError
 from graphopt.ir.edit import Edit, NewNode
 from graphopt.ir.scopes import Scopes, bodies
 
-__all__ = ["can_replace", "check", "perform", "prune"]
+__all__ = ["can_replace", "check", "perform", "prune", "rename"]
 
 
 def can_replace(scopes: Scopes, old: str, new: str) -> bool:
@@ -224,3 +224,12 @@ def prune(scopes: Scopes) -> int:
     for name in list(scopes.tensors):
         _forget_unused(scopes, name)
     return gone
+
+
+def rename(scopes: Scopes, old: str, new: str) -> None:
+    """Give a tensor another name; raise EditError for one whose name a caller knows."""
+    if new in scopes.tensors:
+        raise EditError(f"rename: {old!r} cannot become {new!r}, which is there already")
+    if old not in scopes.tensors or scopes.is_input(old) or scopes.is_output(old):
+        raise EditError(f"rename: {old!r} is not there, or is an input or an output")
+    scopes.rename(scopes.tensors[old], new)

@@ -8,8 +8,7 @@ that is what lets clones share them.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,6 +19,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.errors import EditError, ModelError, TargetError
 from graphopt.ir import convert, editing, normalise, shapes
+from graphopt.ir.digest import digest
 from graphopt.ir.edit import Edit
 from graphopt.ir.facts import Facts
 from graphopt.ir.reading import INLINE_BYTES, Array, read_model
@@ -268,6 +268,12 @@ class Graph:
             node.attrs[key] = value
         self._revision += 1
 
+    def rename(self, old: str, new: str) -> None:
+        """Give a tensor another name, wherever it is read; inputs and outputs keep theirs."""
+        editing.rename(self._scopes, old, new)
+        self._facts = None
+        self._revision += 1
+
     def set_opset(self, version: int) -> None:
         """Declare another version of the standard operator set; the caller converts the nodes."""
         frame = onnx.ModelProto()
@@ -356,19 +362,11 @@ class Graph:
 
     def fingerprint(self) -> str:
         """A digest of the structure and of which arrays are held, for this process only."""
-        return self._digest(_array_identity)
+        return digest(*self._model(inline_bytes=64), by_content=False)
 
     def content_hash(self) -> str:
         """A digest of the structure and of every weight's bytes, equal wherever it is computed."""
-        return self._digest(_array_bytes)
-
-    def _digest(self, identify: Callable[[Array], bytes]) -> str:
-        model, arrays = self._model(inline_bytes=64)
-        digest = hashlib.sha256(model.SerializeToString(deterministic=True))
-        for name in sorted(arrays):
-            digest.update(name.encode())
-            digest.update(identify(arrays[name]))
-        return digest.hexdigest()
+        return digest(*self._model(inline_bytes=64), by_content=True)
 
     def verify(self) -> None:
         """Raise ModelError if the graph breaks a rule of ONNX that shows without running it.
@@ -389,12 +387,3 @@ def _frame(model: onnx.ModelProto) -> onnx.ModelProto:
     frame.graph.doc_string = model.graph.doc_string
     frame.graph.metadata_props.extend(model.graph.metadata_props)
     return frame
-
-
-def _array_identity(array: Array) -> bytes:
-    """Which array it is: enough within one process, for arrays are never written in place."""
-    return f"{id(array)}{array.shape}".encode()
-
-
-def _array_bytes(array: Array) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()
