@@ -43,6 +43,7 @@ CATALOG: Mapping[str, str] = {
     "remove-channels": "passes.remove_channels:RemoveChannels",
     "remove-dead-code": "passes.remove_dead_code:RemoveDeadCode",
     "remove-identities": "passes.remove_identities:RemoveIdentities",
+    "restore-batch-norm": "passes.restore_batch_norm:RestoreBatchNorm",
     "simplify-axes": "passes.simplify_axes:SimplifyAxes",
     "sink-transposes": "passes.sink_transposes:SinkTransposes",
 }

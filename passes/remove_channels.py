@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -20,6 +19,7 @@ from graphopt.coupling.allocation import (
     uniform,
 )
 from graphopt.coupling.importance import COMBINATIONS, IMPORTANCES, importance
+from graphopt.coupling.naming import matching_families
 from graphopt.coupling.removal import Plan
 from graphopt.coupling.statistics import Statistics
 from graphopt.coupling.work import bytes_of, macs_of
@@ -134,7 +134,7 @@ class RemoveChannels(Pass):
 
     def _candidates(self, coupling: Coupling, context: Context) -> Candidates:
         """Score the families that are asked for; those the criterion cannot score stay whole."""
-        families = _matching(coupling, self.families)
+        families = matching_families(coupling, self.families, self.name)
         statistics = self._statistics(coupling, families, context)
         scores = {}
         for family in families:
@@ -251,25 +251,6 @@ def _check(option: str, value: str, known: tuple[str, ...]) -> None:
         raise RecipeError(
             f"remove-channels: {option} must be one of {', '.join(known)}, got {value!r}"
         )
-
-
-def _matching(coupling: Coupling, patterns: Sequence[str]) -> list[Family]:
-    """The families that patterns name; a pattern that names none is an error."""
-    for pattern in patterns:
-        bare = pattern.removeprefix("!")
-        if not fnmatch.filter((family.name for family in coupling.families), bare):
-            coupling.family(bare)  # says why, where it is frozen or unknown
-    wanted = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
-    unwanted = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
-    found = [
-        family
-        for family in coupling.families
-        if any(fnmatch.fnmatchcase(family.name, pattern) for pattern in wanted)
-        and not any(fnmatch.fnmatchcase(family.name, pattern) for pattern in unwanted)
-    ]
-    if not found:
-        raise RecipeError("remove-channels: families leaves no family to cut")
-    return found
 
 
 def _note(kept: list[int] | list[list[int]]) -> Note:

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from graphopt.data import Dataset
 from graphopt.ir import Graph
 from graphopt.refit.frontier import Frontier
+from graphopt.runtime.moments import Moments
 
 __all__ = ["re_estimate"]
 
@@ -48,15 +49,9 @@ def _own(graph: Graph, name: str) -> bool:
 
 
 def _moments(frontier: Frontier, node: gs.Node) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of every channel, merged batch by batch (Chan 1979)."""
-    count, mean, spread = 0, np.zeros(1), np.zeros(1)
+    """Mean and variance of every channel."""
+    moments = Moments(axis=1)
     for batch in frontier.batches([node.inputs[0].name]):
         (array,) = batch.values()
-        cube = array.reshape(len(array), array.shape[1], -1).astype(np.float64)
-        size = len(array) * cube.shape[2]
-        own = cube.mean(axis=(0, 2))
-        step, total = own - mean, count + size
-        spread = spread + ((cube - own[:, np.newaxis]) ** 2).sum(axis=(0, 2))
-        spread = spread + step**2 * (count * size / total)
-        mean, count = mean + step * (size / total), total
-    return mean, spread / count
+        moments.update(array)
+    return moments.mean, moments.variance

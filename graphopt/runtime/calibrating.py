@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -12,57 +11,16 @@ from graphopt.coupling import Coupling, Family, Member
 from graphopt.coupling.statistics import Activation, Measure, Reading, Statistics
 from graphopt.data import Dataset
 from graphopt.errors import DataError
-from graphopt.ir import Graph
 from graphopt.runtime.contributions import Gathering, readers
-from graphopt.runtime.observing import observe
+from graphopt.runtime.moments import Moments
+from graphopt.runtime.observing import batch_size_for, observe
 
 __all__ = ["calibrate"]
-
-_BATCH = 32
-_BATCH_BYTES = 256 << 20
-"""What the observed tensors of one batch may hold together."""
 
 _CLAMPS = frozenset({"Clip", "HardSigmoid", "HardSwish", "Max", "Relu", "ThresholdedRelu"})
 """Operators whose results are often exactly zero."""
 
 _Floats = npt.NDArray[np.float64]
-
-
-class _Moments:
-    """Mean, variance and more of every index of one axis, merged batch by batch (Chan 1979)."""
-
-    def __init__(self, axis: int) -> None:
-        self._axis = axis
-        self._count = 0
-        self._mean: _Floats = np.zeros(1)
-        self._spread: _Floats = np.zeros(1)
-        self._absolute: _Floats = np.zeros(1)
-        self._zeros: _Floats = np.zeros(1)
-
-    def update(self, array: np.ndarray) -> None:
-        size = array.shape[self._axis]
-        outer = int(np.prod(array.shape[: self._axis], dtype=np.int64))
-        cube = array.astype(np.float32, copy=False).reshape(outer, size, -1)
-        count = outer * cube.shape[2]
-        mean = cube.mean(axis=(0, 2), dtype=np.float64)
-        centred = cube - mean.astype(np.float32)[:, np.newaxis]
-        spread = np.einsum("anb,anb->n", centred, centred).astype(np.float64)
-        step, total = mean - self._mean, self._count + count
-        self._spread = self._spread + spread + step**2 * (self._count * count / total)
-        self._mean = self._mean + step * (count / total)
-        self._absolute = self._absolute + np.abs(cube).sum(axis=(0, 2), dtype=np.float64)
-        self._zeros = self._zeros + np.count_nonzero(cube == 0, axis=(0, 2))
-        self._count = total
-
-    def of(self, tensor: str, average: Callable[[_Floats], _Floats], *, read: bool) -> Activation:
-        return Activation(
-            tensor,
-            read,
-            average(self._mean),
-            average(self._spread / self._count),
-            average(self._absolute / self._count),
-            average(self._zeros / self._count),
-        )
 
 
 def calibrate(
@@ -88,14 +46,14 @@ def calibrate(
                 Gathering(coupling.graph, node, member, family.size, rng)
                 for node, member in readers(coupling, family)
             ]
-    by_tensor: dict[str, list[_Moments | Gathering]] = {}
+    by_tensor: dict[str, list[Moments | Gathering]] = {}
     for (tensor, _), moment in moments.items():
         by_tensor.setdefault(tensor, []).append(moment)
     for gathering in (entry for entries in gathered.values() for entry in entries):
         by_tensor.setdefault(gathering.tensor, []).append(gathering)
     done = 0
     order = [tensor.name for node in coupling.graph.nodes for tensor in node.outputs]
-    size = _batch_size(coupling.graph, by_tensor)
+    size = batch_size_for(coupling.graph, by_tensor)
     for batch in observe(
         coupling.graph,
         [name for name in order if name in by_tensor],
@@ -116,16 +74,6 @@ def calibrate(
     )
 
 
-def _batch_size(graph: Graph, tensors: Collection[str]) -> int:
-    """As many inputs as fit, given what one of them makes of the tensors; open sizes count as 1."""
-    each = 0
-    for tensor in tensors:
-        shape, dtype = graph.shape(tensor) or (), graph.dtype(tensor)
-        sizes = [size for size in shape[1:] if isinstance(size, int)]
-        each += math.prod(sizes) * (4 if dtype is None else dtype.itemsize)
-    return max(1, min(_BATCH, _BATCH_BYTES // max(each, 1)))
-
-
 def _members(coupling: Coupling, family: Family) -> dict[tuple[str, int], tuple[Member, bool]]:
     """The activations to look at, and which of them a layer reads: those, and those that clamp.
 
@@ -143,13 +91,13 @@ def _members(coupling: Coupling, family: Family) -> dict[tuple[str, int], tuple[
     return found
 
 
-def _moments(coupling: Coupling, families: Sequence[Family]) -> dict[tuple[str, int], _Moments]:
+def _moments(coupling: Coupling, families: Sequence[Family]) -> dict[tuple[str, int], Moments]:
     keys = {key for family in families for key in _members(coupling, family)}
-    return {(tensor, axis): _Moments(axis) for tensor, axis in sorted(keys)}
+    return {(tensor, axis): Moments(axis) for tensor, axis in sorted(keys)}
 
 
 def _activations(
-    coupling: Coupling, family: Family, moments: dict[tuple[str, int], _Moments]
+    coupling: Coupling, family: Family, moments: dict[tuple[str, int], Moments]
 ) -> tuple[Activation, ...]:
     found = []
     for key, (member, read) in _members(coupling, family).items():
@@ -167,7 +115,16 @@ def _activations(
             sums = np.bincount(channels, weights=values[places], minlength=len(counts))
             return np.asarray(sums / np.maximum(counts, 1), np.float64)
 
-        found.append(moment.of(member.tensor, average, read=read))
+        found.append(
+            Activation(
+                member.tensor,
+                read,
+                average(moment.mean),
+                average(moment.variance),
+                average(moment.mean_abs),
+                average(moment.zeros),
+            )
+        )
     return tuple(found)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -12,7 +13,11 @@ from graphopt.errors import DataError
 from graphopt.ir import Graph
 from graphopt.runtime.session import Session
 
-__all__ = ["observe"]
+__all__ = ["batch_size_for", "observe"]
+
+_BATCH = 32
+_BATCH_BYTES = 256 << 20
+"""What the observed tensors of one batch may hold together."""
 
 
 def observe(
@@ -34,6 +39,16 @@ def observe(
             made = session.run(feeds) if session is not None else []
             found = {**feeds, **dict(zip(computed, made, strict=True))}
             yield {name: _finite(name, found[name]) for name in wanted}
+
+
+def batch_size_for(graph: Graph, tensors: Collection[str]) -> int:
+    """As many inputs as fit, given what one of them makes of the tensors; open sizes count as 1."""
+    each = 0
+    for tensor in tensors:
+        shape, dtype = graph.shape(tensor) or (), graph.dtype(tensor)
+        sizes = [size for size in shape[1:] if isinstance(size, int)]
+        each += math.prod(sizes) * (4 if dtype is None else dtype.itemsize)
+    return max(1, min(_BATCH, _BATCH_BYTES // max(each, 1)))
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:
