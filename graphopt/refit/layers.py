@@ -7,7 +7,6 @@ the group, channel by channel, and a last one for the bias. Rows are places of t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.runtime.patches import windows_of
 
 __all__ = ["Doubles", "Floats", "Layer", "find_layer"]
 
@@ -47,41 +47,62 @@ class Layer:
         return self.node.op != "MatMul" or self.bias is not None
 
     def matrix(self, graph: Graph) -> Doubles:
-        weight = _constant(graph, self.weight).astype(np.float64)
+        bias = None if self.bias is None else _constant(graph, self.bias)
+        return self._arranged(_constant(graph, self.weight), bias, self._alpha, self._beta)
+
+    def slopes(self, weight: Array, bias: Array | None) -> Doubles:
+        """Derivatives by weight and bias as one by the matrix."""
+        return self._arranged(weight, bias, 1 / self._alpha, 1 / self._beta)
+
+    def _arranged(self, weight: Array, bias: Array | None, alpha: float, beta: float) -> Doubles:
+        double = weight.astype(np.float64) * alpha
         if self.node.op == "Conv":
-            grouped = weight.reshape(self.groups, len(weight) // self.groups, -1)
+            grouped = double.reshape(self.groups, len(double) // self.groups, -1)
             matrix = grouped.transpose(0, 2, 1)
         else:
-            matrix = (weight.T if self.node.attrs.get("transB") else weight)[np.newaxis]
-            matrix = matrix * float(self.node.attrs.get("alpha", 1.0))
+            matrix = (double.T if self.node.attrs.get("transB") else double)[np.newaxis]
         if not self.has_bias:
             return matrix
-        bias = np.zeros(self.groups * matrix.shape[2])
-        if self.bias is not None:
-            bias = bias + _constant(graph, self.bias).astype(np.float64).reshape(-1) * float(
-                self.node.attrs.get("beta", 1.0)
-            )
-        return np.concatenate([matrix, bias.reshape(self.groups, 1, -1)], axis=1)
+        last = np.zeros(self.groups * matrix.shape[2])
+        if bias is not None:
+            last = last + bias.astype(np.float64).reshape(-1) * beta
+        return np.concatenate([matrix, last.reshape(self.groups, 1, -1)], axis=1)
 
-    def write(self, graph: Graph, matrix: Doubles) -> Layer:
-        """Give the layer another matrix; the layer as it is afterwards."""
+    def parted(self, graph: Graph, matrix: Doubles) -> tuple[Array, Array | None]:
+        """Weight and bias, as the layer holds them, of a matrix; the reverse of `matrix`."""
         old = _constant(graph, self.weight)
         taken = matrix[:, :-1] if self.has_bias else matrix
         if self.node.op == "Conv":
             weight = taken.transpose(0, 2, 1).reshape(-1, old.shape[1], *old.shape[2:])
         else:
-            weight = taken[0] / float(self.node.attrs.get("alpha", 1.0))
+            weight = taken[0] / self._alpha
             weight = weight.T if self.node.attrs.get("transB") else weight
-        graph.set_constant(self.weight, np.ascontiguousarray(weight, old.dtype))
         if not self.has_bias:
-            return self
-        bias = matrix[:, -1].reshape(-1) / float(self.node.attrs.get("beta", 1.0))
+            return np.ascontiguousarray(weight, old.dtype), None
+        bias = matrix[:, -1].reshape(-1) / self._beta
         if self.bias is not None:
             shape = _constant(graph, self.bias).shape
-            shape = shape if math.prod(shape) == bias.size else (bias.size,)
-            graph.set_constant(self.bias, np.ascontiguousarray(bias.reshape(shape), old.dtype))
+            bias = bias.reshape(shape if math.prod(shape) == bias.size else -1)
+        return np.ascontiguousarray(weight, old.dtype), np.ascontiguousarray(bias, old.dtype)
+
+    def write(self, graph: Graph, matrix: Doubles) -> Layer:
+        """Give the layer another matrix; the layer as it is afterwards."""
+        weight, bias = self.parted(graph, matrix)
+        graph.set_constant(self.weight, weight)
+        if bias is None:
             return self
-        return self._with_bias(graph, bias.astype(old.dtype))
+        if self.bias is None:
+            return self._with_bias(graph, bias)
+        graph.set_constant(self.bias, bias)
+        return self
+
+    @property
+    def _alpha(self) -> float:
+        return float(self.node.attrs.get("alpha", 1.0)) if self.node.op == "Gemm" else 1.0
+
+    @property
+    def _beta(self) -> float:
+        return float(self.node.attrs.get("beta", 1.0)) if self.node.op == "Gemm" else 1.0
 
     def _with_bias(self, graph: Graph, bias: Array) -> Layer:
         node = NewNode(
@@ -136,18 +157,11 @@ class Layer:
 
     def _windows(self, data: Array) -> Floats:
         """(input, channel, *places, *taps), a view."""
-        single: Floats = data.astype(np.float32, copy=False)
         if self.node.op != "Conv":
+            single: Floats = data.astype(np.float32, copy=False)
             return np.moveaxis(single.reshape(len(data), -1, data.shape[-1]), -1, 1)
         kernel = [int(size) for size in self.node.attrs["kernel_shape"]]
-        strides = _numbers(self.node, "strides", len(kernel))
-        dilations = _numbers(self.node, "dilations", len(kernel))
-        spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-        pads = _pads(self.node, data.shape[2:], spans, strides)
-        padded = np.pad(single, [(0, 0), (0, 0), *pads])
-        axes = tuple(range(2, data.ndim))
-        windows: Floats = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)
-        return windows[tuple(slice(None, None, step) for step in (1, 1, *strides, *dilations))]
+        return windows_of(self.node, kernel, data)
 
 
 def find_layer(graph: Graph, node: gs.Node) -> Layer | None:
@@ -204,25 +218,3 @@ def _constant(graph: Graph, name: str) -> Array:
     array = graph.constant(name)
     assert array is not None, "layers have constant weights"
     return array
-
-
-def _numbers(node: gs.Node, key: str, rank: int) -> list[int]:
-    return [int(value) for value in node.attrs.get(key) or [1] * rank]
-
-
-def _pads(
-    node: gs.Node, sizes: Sequence[int], spans: Sequence[int], strides: Sequence[int]
-) -> list[tuple[int, int]]:
-    """Padding before and after each axis; SAME lets the output be the input by the stride."""
-    automatic = node.attrs.get("auto_pad", "NOTSET")
-    mode = automatic.decode() if isinstance(automatic, bytes) else str(automatic)
-    if mode.startswith("SAME"):
-        wanted = [
-            max((math.ceil(size / stride) - 1) * stride + span - size, 0)
-            for size, span, stride in zip(sizes, spans, strides, strict=True)
-        ]
-        less = [(pad // 2, pad - pad // 2) for pad in wanted]
-        return less if mode == "SAME_UPPER" else [(b, a) for a, b in less]
-    pads = [int(pad) for pad in node.attrs.get("pads") or [0] * 2 * len(sizes)]
-    rank = len(sizes)
-    return list(zip(pads[:rank], pads[rank:], strict=True)) if mode == "NOTSET" else [(0, 0)] * rank

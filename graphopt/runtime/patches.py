@@ -9,7 +9,22 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-__all__ = ["convolution_patches", "flat_rows"]
+__all__ = ["convolution_patches", "flat_rows", "windows_of"]
+
+
+def windows_of(node: gs.Node, kernel: Sequence[int], data: np.ndarray) -> npt.NDArray[np.float32]:
+    """What a convolution sees at each place: (input, channel, *places, *kernel), a view.
+
+    Of a padded copy, where there is padding.
+    """
+    strides = _numbers(node, "strides", len(kernel))
+    dilations = _numbers(node, "dilations", len(kernel))
+    spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+    pads = _pads(node, data.shape[2:], spans, strides)
+    padded = np.pad(data.astype(np.float32, copy=False), [(0, 0), (0, 0), *pads])
+    axes = tuple(range(2, data.ndim))
+    windows: npt.NDArray[np.float32] = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)
+    return windows[tuple(slice(None, None, step) for step in (1, 1, *strides, *dilations))]
 
 
 def convolution_patches(
@@ -19,16 +34,7 @@ def convolution_patches(
 
     All places where the output has no more than `count`.
     """
-    rank = len(kernel)
-    strides = _numbers(node, "strides", rank)
-    dilations = _numbers(node, "dilations", rank)
-    spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-    pads = _pads(node, data.shape[2:], spans, strides)
-    padded = np.pad(data.astype(np.float32, copy=False), [(0, 0), (0, 0), *pads])
-    axes = tuple(range(2, 2 + rank))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)
-    steps: tuple[slice, ...] = tuple(slice(0, None, s) for s in (1, 1, *strides, *dilations))
-    windows = windows[steps]
+    windows, rank = windows_of(node, kernel, data), len(kernel)
     sizes = windows.shape[2 : 2 + rank]
     total = math.prod(sizes)
     chosen = np.arange(total) if total <= count else rng.choice(total, count, replace=False)
