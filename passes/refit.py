@@ -22,7 +22,9 @@ class Refit(Pass):
     layer makes up for its error too. Weights and bias of Conv (grouped and depthwise too), Gemm
     and MatMul come from least squares over `samples` calibration inputs, without labels or
     gradients, drawn to the old weights by a ridge of `damping` times the mean square input.
-    Where a ReLU follows, `rounds` refinements fit what passes it.
+    Where a ReLU follows, `rounds` refinements fit what passes it. With `joint`, a layer that alone
+    reads another one through activations or pools is refined together with it, in so many rounds
+    of alternating least squares, none of which makes the error larger.
     """
 
     name: ClassVar[str] = "refit"
@@ -31,12 +33,14 @@ class Refit(Pass):
     samples: int = 1024
     rounds: int = 6
     damping: float = 1e-4
+    joint: int = 0
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise RecipeError(f"{self.name}: samples must be at least 1, got {self.samples}")
-        if self.rounds < 0:
-            raise RecipeError(f"{self.name}: rounds must not be negative, got {self.rounds}")
+        for key, number in (("rounds", self.rounds), ("joint", self.joint)):
+            if number < 0:
+                raise RecipeError(f"{self.name}: {key} must not be negative, got {number}")
         if not self.damping > 0:
             raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
 
@@ -49,11 +53,15 @@ class Refit(Pass):
             context.original,
             traces,
             context.calibration.take(self.samples),
-            Settings(self.damping, self.rounds, context.seed, context.threads),
+            Settings(self.damping, self.rounds, self.joint, context.seed, context.threads),
             progress=lambda part: context.progress("refitting", part),
         )
         forget_traces(graph)
         context.notes["refitted"] = {
             name: {"before": before, "after": after} for name, (before, after) in fit.errors.items()
+        }
+        context.notes["joint"] = {
+            name: {"before": before, "after": after}
+            for name, (before, after) in fit.together.items()
         }
         context.notes["left_alone"] = dict(fit.left_alone)

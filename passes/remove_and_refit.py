@@ -33,7 +33,7 @@ class RemoveAndRefit(Pass):
     are least off (block-wise optimal brain surgeon). How many go of each family is what costs the
     outputs least: a few widths of every family, cut alone and refitted, are measured on
     calibration inputs. Then the whole network is refitted from the front as by `refit`, whose
-    options `samples`, `rounds` and `damping` are.
+    options `samples`, `rounds`, `damping` and `joint` are.
 
     What stays of a family is rounded up to a multiple of `align`. With `mirror` every image serves
     a second time, mirrored left to right: for photographs, not for writing.
@@ -47,6 +47,7 @@ class RemoveAndRefit(Pass):
     samples: int = 1024
     rounds: int = 6
     damping: float = 1e-4
+    joint: int = 0
     mirror: bool = False
 
     def __post_init__(self) -> None:
@@ -55,8 +56,9 @@ class RemoveAndRefit(Pass):
         for key, number in (("align", self.align), ("samples", self.samples)):
             if number < 1:
                 raise RecipeError(f"{self.name}: {key} must be at least 1, got {number}")
-        if self.rounds < 0:
-            raise RecipeError(f"{self.name}: rounds must not be negative, got {self.rounds}")
+        for key, number in (("rounds", self.rounds), ("joint", self.joint)):
+            if number < 0:
+                raise RecipeError(f"{self.name}: {key} must not be negative, got {number}")
         if not self.damping > 0:
             raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
 
@@ -66,7 +68,7 @@ class RemoveAndRefit(Pass):
         coupling = couple(graph)
         if not coupling.families:
             raise BudgetError(f"{self.name}: {_why_nothing(coupling)}")
-        settings = Settings(self.damping, self.rounds, context.seed, context.threads)
+        settings = Settings(self.damping, self.rounds, self.joint, context.seed, context.threads)
         found, needed = curves(
             coupling,
             coupling.families,
@@ -103,6 +105,10 @@ class RemoveAndRefit(Pass):
         context.notes["left"] = fitted.left
         context.notes["refitted"] = {
             name: {"before": first, "after": last} for name, (first, last) in fit.errors.items()
+        }
+        context.notes["joint"] = {
+            name: {"before": before, "after": after}
+            for name, (before, after) in fit.together.items()
         }
         context.notes["left_alone"] = dict(fit.left_alone)
         if not fitted.met:

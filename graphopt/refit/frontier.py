@@ -57,12 +57,13 @@ class Frontier:
     def varied(self, graph: Graph, changed: Sequence[str]) -> Frontier:
         """A walk over a variant of the graph, which differs from these tensors on."""
         other = Frontier(graph, self.dataset, limit=0, threads=self._threads)
-        reached = set(changed)
-        for node in graph.nodes:
-            if any(tensor.name in reached for tensor in node.inputs):
-                reached.update(tensor.name for tensor in node.outputs)
+        reached = _reached(graph, changed)
         other._held = {name: held for name, held in self._held.items() if name not in reached}
         return other
+
+    def forget_behind(self, names: Iterable[str]) -> None:
+        """Hold nothing that depends on these any more, nor these."""
+        self.forget(_reached(self.graph, names))
 
     def forget(self, names: Iterable[str]) -> None:
         """Hold these no more: what they are has changed."""
@@ -118,6 +119,15 @@ class Frontier:
                 seen |= new
                 waiting.extend(sorted(new))
         return [name for name in found if self.graph.constant(name) is None]
+
+
+def _reached(graph: Graph, names: Iterable[str]) -> set[str]:
+    """These tensors and all that depend on them."""
+    reached = set(names)
+    for node in graph.nodes:
+        if any(tensor.name in reached for tensor in node.inputs):
+            reached.update(tensor.name for tensor in node.outputs)
+    return reached
 
 
 def finite(name: str, array: np.ndarray) -> np.ndarray:

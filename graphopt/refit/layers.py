@@ -16,10 +16,38 @@ import onnx_graphsurgeon as gs
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.runtime.patches import windows_of
 
-__all__ = ["Doubles", "Floats", "Layer", "find_layer"]
+__all__ = ["Doubles", "Floats", "Layer", "find_layer", "layer_before"]
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+
+
+_BETWEEN = frozenset(
+    {
+        "AveragePool",
+        "BatchNormalization",
+        "Celu",
+        "Clip",
+        "Elu",
+        "Flatten",
+        "Gelu",
+        "GlobalAveragePool",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "MaxPool",
+        "Mish",
+        "PRelu",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Softplus",
+        "Swish",
+        "Tanh",
+    }
+)
+"""Operators with one input (others constant) that a change passes without growing much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +146,13 @@ class Layer:
         assert found is not None, "a layer with a bias is a layer"
         return found
 
+    def count(self, data: Array) -> int:
+        """How many places of the output there are for each input."""
+        return math.prod(self._windows(data).shape[2 : 2 + self._rank(data)])
+
     def places(self, data: Array, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """Up to `count` places of the output for each input, drawn at random if there are more."""
-        total = math.prod(self._windows(data).shape[2 : 2 + self._rank(data)])
+        total = self.count(data)
         if total <= count:
             return np.arange(total)
         return np.sort(rng.choice(total, count, replace=False))
@@ -186,6 +218,28 @@ def find_layer(graph: Graph, node: gs.Node) -> Layer | None:
     if node.op == "Conv" and "kernel_shape" not in node.attrs:
         return None
     return Layer(node, None, data, weight, bias, output, groups, taps)
+
+
+def layer_before(graph: Graph, layer: Layer) -> Layer | None:
+    """The layer before this one, if only activations and pools lie between, and nothing else reads.
+
+    None otherwise.
+    """
+    name = layer.data
+    while len(graph.consumers(name)) == 1 and not graph.is_output(name):
+        maker = graph.producer(name)
+        if maker is None:
+            return None
+        for node in (maker, *(graph.producer(t.name) for t in maker.inputs if maker.op == "Add")):
+            found = None if node is None else find_layer(graph, node)
+            if found is not None and found.output == name:
+                return found
+        if maker.op not in _BETWEEN or any(
+            graph.constant(tensor.name) is None for tensor in maker.inputs[1:] if tensor.name
+        ):
+            return None
+        name = maker.inputs[0].name
+    return None
 
 
 def _product(graph: Graph, node: gs.Node, weight: Array) -> Layer:

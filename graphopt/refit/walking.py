@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from graphopt.data import Dataset
 from graphopt.errors import DataError
-from graphopt.ir import Graph
+from graphopt.ir import Array, Graph
 from graphopt.refit.frontier import Frontier
 from graphopt.refit.goals import Goal, goal_of
-from graphopt.refit.layers import Doubles, Floats, Layer, find_layer
+from graphopt.refit.layers import Doubles, Floats, Layer, find_layer, layer_before
 from graphopt.refit.picking import Choice, pick
 from graphopt.refit.solving import Moments, least_squares, rectified
 from graphopt.refit.tracing import Traces
@@ -23,16 +23,23 @@ __all__ = ["Fit", "Settings", "changed_layers", "refit"]
 ROWS = 1 << 18
 """Rows that one layer is fitted on; of more, places are drawn for each input."""
 
+_LEAST_INPUTS = 64
+"""Inputs that two layers are fitted on together, however many rows they give."""
+
 WIDEST = 12_000
 """Columns; the moments of a wider layer would not fit in memory."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How layers are fitted. `rounds` refine those that a ReLU reads; 0: least squares only."""
+    """How layers are fitted. `rounds` refine those that a ReLU reads; 0: least squares only.
+
+    `joint` rounds refine layers together with the ones before them, in place of `rounds`.
+    """
 
     damping: float = 1e-4
     rounds: int = 6
+    joint: int = 0
     seed: int = 0
     threads: int = 1
 
@@ -43,6 +50,8 @@ class Fit:
 
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
     left_alone: dict[str, str] = field(default_factory=dict)
+    together: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The same for layers that were solved with the one before them, of what passes a ReLU."""
     picked: dict[str, list[int]] = field(default_factory=dict)
     """For each family that was cut on the way, the channels that stay."""
     needed: int = 0
@@ -62,10 +71,9 @@ class _Task:
     seed: int
     choice: Choice | None
 
-    def chunks(self) -> Iterator[tuple[Floats, Floats, Floats | None]]:
-        """Rows, targets and shortcuts at the same places, batch by batch."""
-        layer, rng = self.layer, np.random.default_rng(self.seed)
-        wanted = [layer.data, *([self.goal.shortcut] if self.goal.shortcut else [])]
+    def batches(self, data: str) -> Iterator[tuple[Mapping[str, Array], Array]]:
+        """A tensor and the shortcut, and the target, batch by batch."""
+        wanted = [data, *([self.goal.shortcut] if self.goal.shortcut else [])]
         pairs = zip(
             self.cut.batches(wanted), self.original.batches([self.goal.tensor]), strict=True
         )
@@ -73,6 +81,12 @@ class _Task:
             target = aim[self.goal.tensor]
             for axis, indices in self.kept.items():
                 target = np.take(target, indices, axis=axis)
+            yield made, target
+
+    def chunks(self) -> Iterator[tuple[Floats, Floats, Floats | None]]:
+        """Rows, targets and shortcuts at the same places, batch by batch."""
+        layer, rng = self.layer, np.random.default_rng(self.seed)
+        for made, target in self.batches(layer.data):
             places = layer.places(made[layer.data], self.count, rng)
             beside = made[self.goal.shortcut] if self.goal.shortcut else None
             yield (
@@ -130,7 +144,9 @@ def refit(
         count = -(-ROWS // len(dataset))
         choice = choices.get(layer.output)
         task = _Task(layer, goal, cut, whole, kept, count, settings.seed + number, choice)
-        _solve(task, settings, fit)
+        solved = _solve(task, settings, fit)
+        if settings.joint and solved is not None:
+            _together(solved, settings, fit)
     if layers and not fit.errors and fit.needed:
         raise DataError(
             f"refit: {len(dataset)} inputs are too few to solve any layer; give at least "
@@ -139,13 +155,14 @@ def refit(
     return fit
 
 
-def _solve(task: _Task, settings: Settings, fit: Fit) -> None:
+def _solve(task: _Task, settings: Settings, fit: Fit) -> _Task | None:
+    """Solve one layer; the task as it is afterwards, None if the layer was left alone."""
     layer, graph = task.layer, task.cut.graph
     old = layer.matrix(graph)
     groups, columns, outputs = old.shape
     if columns > WIDEST:
         fit.left_alone[layer.output] = f"{columns} weights per output are too many to solve for"
-        return
+        return None
     moments = Moments.empty(groups, columns, outputs, bias=layer.has_bias)
     for rows, target, shortcut in task.chunks():
         moments.add(rows, target if shortcut is None else target - shortcut)
@@ -153,18 +170,44 @@ def _solve(task: _Task, settings: Settings, fit: Fit) -> None:
         needed = -(-len(task.cut.dataset) * columns // max(moments.rows, 1))
         fit.needed = max(fit.needed, needed)
         fit.left_alone[layer.output] = f"needs at least {needed} inputs"
-        return
+        return None
     before = moments.error(old)
     if task.choice is not None:
         task, moments, old = _picked(task, moments, old, settings, fit)
     matrix = _solution(task, moments, old, settings)
     if matrix is None:
         fit.left_alone[layer.output] = "its inputs are too alike to solve for"
-        return
+        return None
     after = moments.error(matrix)
-    task.layer.write(graph, matrix)
+    layer = task.layer.write(graph, matrix)
     energy = max(moments.energy, 1e-300)
     fit.errors[layer.output] = before / energy, after / energy
+    return replace(task, layer=layer)
+
+
+def _together(task: _Task, settings: Settings, fit: Fit) -> None:
+    """Refine a layer with the one that it alone reads, on as many inputs as rows allow."""
+    from graphopt.refit.blocks import Block  # torch takes long to load
+    from graphopt.refit.joint import solve_together
+
+    graph, second = task.cut.graph, task.layer
+    first = layer_before(graph, second)
+    if first is None or max(layer.matrix(graph).shape[1] for layer in (first, second)) > WIDEST:
+        return
+    first = first.write(graph, first.matrix(graph))  # now with a bias
+    read = list(dict.fromkeys([first.data, *([task.goal.shortcut] if task.goal.shortcut else [])]))
+    batches, rows = [], 0
+    for made, target in task.batches(first.data):
+        batches.append((tuple(made[name] for name in read), target))
+        rows += target.size // target.shape[second.channel_axis]
+        if rows >= ROWS and sum(len(aim) for _, aim in batches) >= _LEAST_INPUTS:
+            break
+    block = Block(graph, (first, second), task.goal, batches, task.seed)
+    matrices, error, left = solve_together(block, settings.joint)
+    for layer, matrix in zip((first, second), matrices, strict=True):
+        layer.write(graph, matrix)
+    task.cut.forget_behind([first.output])
+    fit.together[second.output] = error, left
 
 
 def _picked(
@@ -184,7 +227,8 @@ def _solution(task: _Task, moments: Moments, old: Doubles, settings: Settings) -
     """The fitted matrix; None where the moments are singular in spite of the ridge."""
     try:
         matrix = least_squares(moments, settings.damping, old)
-        if task.goal.rectified and settings.rounds:
+        alone = not settings.joint or layer_before(task.cut.graph, task.layer) is None
+        if task.goal.rectified and settings.rounds and alone:
             matrix = rectified(moments, task.chunks, matrix, settings.damping, settings.rounds)
     except np.linalg.LinAlgError:
         return None

@@ -94,6 +94,22 @@ def test_refit_makes_up_for_what_is_redundant() -> None:
     assert list(refitted) == ["c2", "c3", "c4", "y"]
 
 
+def test_joint_rounds_make_up_for_more() -> None:
+    original = redundant()
+    left = []
+    for joint in (0, 20):
+        graph = original.clone()
+        cut(graph, {"w1": [0, 1], "w4": [0, 1, 2, 3]})
+        context = Context(original=original, calibration=inputs(256))
+        Refit(joint=joint).run(graph, context)
+        graph.verify()
+        left.append(relative_error(graph, original))
+    assert left[1] < 0.8 * left[0]
+    together = context.notes["joint"]
+    assert isinstance(together, dict)
+    assert list(together) == ["c2", "c4", "y"]
+
+
 def test_refit_of_cut_shortcut_and_depthwise_channels_lowers_the_error() -> None:
     original = redundant()
     graph = original.clone()
@@ -160,6 +176,8 @@ def test_too_few_inputs_to_reach_the_budget_says_how_many() -> None:
 def test_bad_options() -> None:
     with pytest.raises(RecipeError, match="macs must be between 0 and 1"):
         RemoveAndRefit(macs=1.0)
+    with pytest.raises(RecipeError, match="joint must not be negative"):
+        RemoveAndRefit(joint=-1)
     with pytest.raises(RecipeError, match="damping must be above 0"):
         Refit(damping=0.0)
     with pytest.raises(RecipeError, match="needs inputs to fit on"):
