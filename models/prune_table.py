@@ -35,6 +35,8 @@ CRITERIA = (
     "reconstruction",
     "reconstruction-forward",
     "lasso",
+    "taylor",
+    "taylor-weight",
 )
 SEEDED = ("random",)
 _BATCH = 250

@@ -21,7 +21,7 @@ from graphopt.coupling.allocation import (
 from graphopt.coupling.importance import COMBINATIONS, IMPORTANCES, importance
 from graphopt.coupling.naming import matching_families
 from graphopt.coupling.removal import Plan
-from graphopt.coupling.statistics import Statistics
+from graphopt.coupling.statistics import GRADIENTS, Statistics
 from graphopt.coupling.work import bytes_of, macs_of
 from graphopt.data import Dataset
 from graphopt.errors import BudgetError, RecipeError
@@ -56,8 +56,11 @@ class RemoveChannels(Pass):
 
     `importance`, from the weights: l1, l2, geometric-median, batch-norm-scale, random; from
     `samples` calibration inputs: apoz, mean-activation, activation-variance, hessian-diagonal,
-    reconstruction, reconstruction-forward, lasso. The scores of the tensors that a channel runs
-    through, each with a mean of 1, are combined by `combine`: sum, mean or max.
+    reconstruction, reconstruction-forward, lasso; from gradients on them: taylor (of activations,
+    Molchanov et al. 2017), taylor-weight and taylor-gate (of weights, of BatchNormalization's
+    scale and shift, Molchanov et al. 2019), whose loss is that of the labels if the data have any,
+    else of labels drawn from what the network predicts. The scores of the tensors that a channel
+    runs through, in a common unit, are combined by `combine`: sum, mean or max.
 
     What stays of a family is rounded up to a multiple of `align`; at least one channel stays, and
     at least the fraction `floor` where an allocation or a budget decides. `families` are patterns
@@ -161,15 +164,21 @@ class RemoveChannels(Pass):
         if needs is None:
             return Statistics(seed=context.seed)
         data = self._inputs(context, f"importance {self.importance!r}")
+
+        def progress(part: float) -> None:
+            context.progress("measuring channels", part)
+
+        if needs in GRADIENTS:
+            from graphopt.refit.gradients import sense  # brings torch, which others do not need
+
+            return sense(
+                coupling, families, data, needs,
+                seed=context.seed, threads=context.threads, progress=progress,
+            )  # fmt: skip
         return calibrate(
-            coupling,
-            families,
-            data,
-            {needs},
-            seed=context.seed,
-            threads=context.threads,
-            progress=lambda part: context.progress("measuring channels", part),
-        )
+            coupling, families, data, {needs},
+            seed=context.seed, threads=context.threads, progress=progress,
+        )  # fmt: skip
 
     def _inputs(self, context: Context, who: str) -> Dataset:
         if context.calibration is None:

@@ -1,15 +1,14 @@
 """How much each channel of a family matters: one small function per criterion.
 
 A criterion gives one row of scores for each tensor or layer it looks at, higher scores stay. The
-rows are brought to a mean of 1 and combined, except where they are errors already, relative to
-what a layer computes.
+rows are brought to a common unit and combined.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,20 +21,34 @@ from graphopt.ir import Array, Graph
 __all__ = ["COMBINATIONS", "IMPORTANCES", "Criterion", "importance", "sum_along"]
 
 Rows = Callable[[Family, Graph, Statistics], Iterator[Scores]]
+Unit = Callable[[Scores], float]
+
+
+def mean(row: Scores) -> float:
+    return float(row.mean())
+
+
+def length(row: Scores) -> float:
+    """The Euclidean norm, as Molchanov et al. (2017) divide by."""
+    return float(np.linalg.norm(row))
+
+
+def one(row: Scores) -> float:
+    """For what is comparable as it is: errors and losses, and scales that were trained together."""
+    return 1.0
 
 
 @dataclass(frozen=True)
 class Criterion:
     """A way to score channels, what it must have measured, and where it does not apply.
 
-    The scores of one that is `absolute` are errors relative to what a layer computes, and are
-    compared between families as they are.
+    Rows are divided by their `unit`, so that families of different layers can be compared.
     """
 
     rows: Rows
     lacks: str
     needs: Measure | None = None
-    absolute: bool = False
+    unit: Unit = field(default=mean)
 
 
 def importance(
@@ -50,8 +63,7 @@ def importance(
     rows = list(criterion.rows(family, graph, statistics))
     if not rows:
         return None
-    if not criterion.absolute:
-        rows = [row / (row.mean() or 1.0) for row in rows]
+    rows = [row / (criterion.unit(row) or 1.0) for row in rows]
     return np.asarray(COMBINATIONS[combine](np.array(rows)), np.float64)
 
 
@@ -175,6 +187,24 @@ def _hessian_diagonal(family: Family, graph: Graph, statistics: Statistics) -> I
         yield reading.curvature / (reading.gram.sum() or 1.0)
 
 
+def _taylor(family: Family, graph: Graph, statistics: Statistics) -> Iterator[Scores]:
+    found = statistics.sensitivities.get(family.name)
+    yield from () if found is None else found.activations
+
+
+def _taylor_weight(family: Family, graph: Graph, statistics: Statistics) -> Iterator[Scores]:
+    found = statistics.sensitivities.get(family.name)
+    if found is not None and found.weights is not None:
+        yield found.weights
+
+
+def _taylor_gate(family: Family, graph: Graph, statistics: Statistics) -> Iterator[Scores]:
+    found = statistics.sensitivities.get(family.name)
+    if found is not None and found.gates is not None:
+        yield found.gates
+
+
+_NO_NORM = "it passes through no BatchNormalization"
 _NO_ACTIVATION = "no layer sums over its channels"
 _NO_READING = "no Conv, Gemm or MatMul with constant weights sums over its channels"
 
@@ -189,9 +219,9 @@ IMPORTANCES: Mapping[str, Criterion] = {
         "none of its activations is ever zero; use mean-activation",
         Measure.ACTIVATIONS,
     ),
-    "batch-norm-scale": Criterion(_batch_norm_scale, "it passes through no BatchNormalization"),
+    "batch-norm-scale": Criterion(_batch_norm_scale, _NO_NORM, unit=one),
     "geometric-median": Criterion(_from_weights(_geometric_median), "it has no weights"),
-    "hessian-diagonal": Criterion(_hessian_diagonal, _NO_READING, Measure.READINGS, absolute=True),
+    "hessian-diagonal": Criterion(_hessian_diagonal, _NO_READING, Measure.READINGS, unit=one),
     "l1": Criterion(_from_weights(_l1), "it has no weights"),
     "l2": Criterion(_from_weights(_l2), "it has no weights"),
     "lasso": Criterion(_from_grams(lasso), _NO_READING, Measure.READINGS),
@@ -201,11 +231,14 @@ IMPORTANCES: Mapping[str, Criterion] = {
         Measure.ACTIVATIONS,
     ),
     "random": Criterion(_random, ""),
-    "reconstruction": Criterion(
-        _from_grams(backward), _NO_READING, Measure.READINGS, absolute=True
-    ),
+    "reconstruction": Criterion(_from_grams(backward), _NO_READING, Measure.READINGS, unit=one),
     "reconstruction-forward": Criterion(
-        _from_grams(forward), _NO_READING, Measure.READINGS, absolute=True
+        _from_grams(forward), _NO_READING, Measure.READINGS, unit=one
+    ),
+    "taylor": Criterion(_taylor, _NO_ACTIVATION, Measure.ACTIVATION_GRADIENTS, unit=length),
+    "taylor-gate": Criterion(_taylor_gate, _NO_NORM, Measure.WEIGHT_GRADIENTS, unit=one),
+    "taylor-weight": Criterion(
+        _taylor_weight, "no gradient reaches its weights", Measure.WEIGHT_GRADIENTS, unit=one
     ),
 }
 """By the name the option `importance` has; higher scores stay."""

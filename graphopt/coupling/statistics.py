@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Activation", "Measure", "Reading", "Scores", "Statistics"]
+__all__ = ["GRADIENTS", "Activation", "Measure", "Reading", "Scores", "Sensitivity", "Statistics"]
 
 Scores = npt.NDArray[np.float64]
 """One number per channel of a family."""
@@ -20,6 +20,12 @@ class Measure(StrEnum):
 
     ACTIVATIONS = "activations"
     READINGS = "readings"
+    ACTIVATION_GRADIENTS = "activation-gradients"
+    WEIGHT_GRADIENTS = "weight-gradients"
+
+
+GRADIENTS = frozenset({Measure.ACTIVATION_GRADIENTS, Measure.WEIGHT_GRADIENTS})
+"""What only the trainable view can measure."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +59,21 @@ class Reading:
     curvature: Scores
 
 
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """What gradients say of a family: how the loss of one input changes without each channel.
+
+    `activations` has a row for each tensor that a layer reads: |value times gradient, averaged
+    over places|, averaged over inputs. `weights` is the squared sum of weight times gradient over
+    all weights that go with a channel, averaged over inputs; `gates` the same over the scales and
+    shifts of BatchNormalization alone. None where there are none.
+    """
+
+    activations: tuple[Scores, ...] = ()
+    weights: Scores | None = None
+    gates: Scores | None = None
+
+
 @dataclass(frozen=True)
 class Statistics:
     """By the name of the family; empty where nothing was measured."""
@@ -60,3 +81,4 @@ class Statistics:
     activations: Mapping[str, tuple[Activation, ...]] = field(default_factory=dict)
     readings: Mapping[str, tuple[Reading, ...]] = field(default_factory=dict)
     seed: int = 0
+    sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from graphopt.runtime.contributions import Gathering, readers
 from graphopt.runtime.moments import Moments
 from graphopt.runtime.observing import batch_size_for, observe
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "observed_members"]
 
 _CLAMPS = frozenset({"Clip", "HardSigmoid", "HardSwish", "Max", "Relu", "ThresholdedRelu"})
 """Operators whose results are often exactly zero."""
@@ -74,7 +74,9 @@ def calibrate(
     )
 
 
-def _members(coupling: Coupling, family: Family) -> dict[tuple[str, int], tuple[Member, bool]]:
+def observed_members(
+    coupling: Coupling, family: Family
+) -> dict[tuple[str, int], tuple[Member, bool]]:
     """The activations to look at, and which of them a layer reads: those, and those that clamp.
 
     All of them, where no layer sums over the family.
@@ -92,7 +94,7 @@ def _members(coupling: Coupling, family: Family) -> dict[tuple[str, int], tuple[
 
 
 def _moments(coupling: Coupling, families: Sequence[Family]) -> dict[tuple[str, int], Moments]:
-    keys = {key for family in families for key in _members(coupling, family)}
+    keys = {key for family in families for key in observed_members(coupling, family)}
     return {(tensor, axis): Moments(axis) for tensor, axis in sorted(keys)}
 
 
@@ -100,7 +102,7 @@ def _activations(
     coupling: Coupling, family: Family, moments: dict[tuple[str, int], Moments]
 ) -> tuple[Activation, ...]:
     found = []
-    for key, (member, read) in _members(coupling, family).items():
+    for key, (member, read) in observed_members(coupling, family).items():
         moment = moments.get(key)
         if moment is None:
             continue
