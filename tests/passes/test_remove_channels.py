@@ -77,7 +77,8 @@ def test_families_by_name(families: tuple[str, ...], widths: dict[str, int]) -> 
     assert _widths(RemoveChannels(families=families))[0] == widths
 
 
-_APPLICABLE = sorted(set(IMPORTANCES) - {"batch-norm-scale"})  # there is none in the graph
+_OF_NORMS = {"batch-norm-scale", "taylor-gate"}  # the graph has none
+_APPLICABLE = sorted(set(IMPORTANCES) - _OF_NORMS)
 
 
 @pytest.mark.parametrize(
