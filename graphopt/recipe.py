@@ -7,12 +7,17 @@ stages:
   - lossless                     # a pass, or another recipe
   - remove-channels: {ratio: 0.5}
   - [refit, distill: {epochs: 3}]   # a stage of several passes: the budget is checked after it
+  - gradually:                   # the same stage several times, each time going a part of the way
+      steps: 4
+      schedule: cubic            # linear: equal parts; cubic: much at first, little at the end
+      stage: [remove-channels: {macs: 0.5}, distill: {epochs: 1}]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -25,6 +30,16 @@ from graphopt.registry import build, catalog, nearest
 __all__ = ["Recipe", "Stage", "builtin_recipes", "load_recipe", "read_steps"]
 
 _KEYS = {"name", "description", "rounds", "stages"}
+
+_GRADUALLY = "gradually"
+_SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    "linear": lambda time: time,
+    "cubic": lambda time: 1 - (1 - time) ** 3,
+}
+"""From the part of the steps that is done to the part of the way, as Zhu & Gupta (2017) go it."""
+
+_LEFT, _GOING = ("macs", "bytes", "latency"), ("ratio",)
+"""Options that say which fraction of the graph a pass is given is to be left, or to go."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,48 @@ def _stages(item: object, within: tuple[str, ...]) -> Iterator[Stage]:
             hint = nearest(item, (*catalog(), *builtin_recipes()))
             raise RecipeError(f"pass or recipe {item!r}: unknown; {hint}") from error
         return
+    if isinstance(item, Mapping) and list(item) == [_GRADUALLY]:
+        yield from _gradual(item[_GRADUALLY])
+        return
     yield Stage(tuple(_steps(item)))
+
+
+def _gradual(options: object) -> Iterator[Stage]:
+    """The same stage `steps` times; each leaves so much that all together leave what it says."""
+    if not isinstance(options, Mapping) or set(options) - {"steps", "schedule", "stage"}:
+        raise RecipeError(f"{_GRADUALLY}: takes steps, schedule and stage, got {options!r}")
+    steps, schedule = options.get("steps"), options.get("schedule", "linear")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise RecipeError(f"{_GRADUALLY}: steps must be a whole number from 1 on, got {steps!r}")
+    if schedule not in _SCHEDULES:
+        raise RecipeError(
+            f"{_GRADUALLY}: schedule must be one of {', '.join(_SCHEDULES)}, got {schedule!r}"
+        )
+    passes = tuple(_steps(options.get("stage")))
+    if not any(_amounts(step) for step in passes):
+        raise RecipeError(
+            f"{_GRADUALLY}: no pass of its stage says how much is to go; give it one of "
+            f"{', '.join((*_GOING, *_LEFT))}"
+        )
+    parts = [0.0, *(_SCHEDULES[schedule](step / steps) for step in range(1, steps + 1))]
+    for before, after in itertools.pairwise(parts):
+        yield Stage(tuple(_partly(step, before, after) for step in passes))
+
+
+def _amounts(step: Pass) -> dict[str, float]:
+    """The fraction of the graph that each such option leaves in the end."""
+    given = {key: value for key, value in step.options().items() if isinstance(value, float)}
+    left = {key: given[key] for key in _LEFT if key in given}
+    return left | {key: 1 - given[key] for key in _GOING if key in given}
+
+
+def _partly(step: Pass, before: float, after: float) -> Pass:
+    """A pass that takes a graph from one part of its way to another."""
+    changed = {}
+    for key, target in _amounts(step).items():
+        left = (1 - after * (1 - target)) / (1 - before * (1 - target))
+        changed[key] = left if key in _LEFT else 1 - left
+    return replace(step, **changed)
 
 
 def read_steps(items: Sequence[object]) -> tuple[Stage, ...]:

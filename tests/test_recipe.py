@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graphopt.errors import RecipeError
@@ -46,6 +47,10 @@ def test_stages_rounds_and_included_recipes(tmp_path: Path) -> None:
         ("stages: [1, 2", "line 1: not valid YAML"),
         ("- a", "must be a mapping"),
         ("stages: [[]]", "a stage is a pass"),
+        ("stages: [gradually: {steps: 0, stage: refit}]", "steps must be a whole number from 1"),
+        ("stages: [gradually: {steps: 2, stage: refit}]", "no pass of its stage says how much"),
+        ("stages: [gradually: {step: 2, stage: refit}]", "takes steps, schedule and stage"),
+        ("stages: [gradually: {steps: 2, schedule: cube, stage: refit}]", "one of linear, cubic"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
@@ -69,3 +74,22 @@ def test_steps_from_python() -> None:
         "fold-batch-norm",
         "fold-constants",
     ]
+
+
+@pytest.mark.parametrize(("schedule", "parts"), [("linear", [1 / 3, 2 / 3, 1]), ("cubic", None)])
+@pytest.mark.parametrize("option", ["ratio", "macs", "bytes"])
+def test_steps_of_a_schedule_add_up(schedule: str, parts: list[float] | None, option: str) -> None:
+    """What every step leaves, multiplied, is what the whole is to leave."""
+    parts = parts or [19 / 27, 26 / 27, 1]
+    target = 0.4
+    cut = {"remove-channels": {option: target}}
+    stages = read_steps(
+        [{"gradually": {"steps": 3, "schedule": schedule, "stage": [cut, "refit"]}}]
+    )
+    assert [[step.name for step in stage.passes] for stage in stages] == [
+        ["remove-channels", "refit"]
+    ] * 3
+    given = [float(str(stage.passes[0].options()[option])) for stage in stages]
+    left = np.cumprod([1 - value if option == "ratio" else value for value in given])
+    gone = 1 - target if option != "ratio" else target
+    np.testing.assert_allclose(left, [1 - part * gone for part in parts], rtol=1e-12)
