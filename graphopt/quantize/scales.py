@@ -1,0 +1,81 @@
+"""Grids for the weights of a layer: one per channel or block, with the least square error."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.ir import Array
+from graphopt.quantize.grid import Format, Grid, largest, symmetric
+
+__all__ = ["fit_grid"]
+
+_SHRINKS = tuple(1.0 - step / 32 for step in range(15))
+"""Parts of the range that are tried: what lies outside is clamped, what lies inside gets finer."""
+
+Doubles = npt.NDArray[np.float64]
+
+
+def fit_grid(
+    weight: Array,
+    format: Format,  # noqa: A002
+    axis: int,
+    block: int = 0,
+    *,
+    centred: bool = True,
+    importance: Doubles | None = None,
+) -> Grid:
+    """The grid of each index of `axis`, or of each block on it, that loses least of a weight.
+
+    `centred` grids have zero in the middle; others fit the least and largest value. `importance`,
+    in a shape that broadcasts against the weight, says how much the square of an error counts.
+    """
+    best: Grid | None = None
+    least: Doubles | None = None
+    for shrink in _SHRINKS:
+        grid = _grid(weight, format, axis, block, shrink, centred=centred)
+        squares = np.square(weight.astype(np.float64) - grid.round(weight))
+        loss = _sums(squares if importance is None else squares * importance, axis, block)
+        if best is None or least is None:
+            best, least = grid, loss
+            continue
+        better = loss < least
+        best = replace(
+            best,
+            scale=np.where(better, grid.scale, best.scale),
+            zero=np.where(better, grid.zero, best.zero),
+        )
+        least = np.where(better, loss, least)
+    assert best is not None, "some part of the range was tried"
+    return best
+
+
+def _grid(
+    weight: Array,
+    format: Format,  # noqa: A002
+    axis: int,
+    block: int,
+    shrink: float,
+    *,
+    centred: bool,
+) -> Grid:
+    if centred:
+        return symmetric(largest(weight, axis, block) * np.float32(shrink), format, axis, block)
+    low = -largest(np.minimum(weight, 0), axis, block).astype(np.float64) * shrink
+    high = largest(np.maximum(weight, 0), axis, block).astype(np.float64) * shrink
+    steps = format.high - format.low
+    even = symmetric((high - low) / 2, format, axis, block).scale.astype(np.float64)
+    scale = np.maximum((high - low) / steps, even.min(initial=np.inf) / steps)
+    zero = np.clip(np.rint(format.low - low / scale), format.low, format.high)
+    return Grid(scale.astype(np.float32), zero.astype(format.dtype), format, axis, block)
+
+
+def _sums(values: Doubles, axis: int, block: int) -> Doubles:
+    """Sums over what shares a scale."""
+    if block:
+        starts = np.arange(0, values.shape[axis], block)
+        return np.asarray(np.add.reduceat(values, starts, axis))
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    return np.asarray(values.sum(axis=others))

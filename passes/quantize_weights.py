@@ -1,0 +1,109 @@
+"""Store weights as integers of 8 or 4 bits; computation stays in floats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from graphopt.coupling.naming import matching_names
+from graphopt.data import Dataset
+from graphopt.errors import RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context, Note, Pass, Promise
+from graphopt.quantize.rounding import Rounding, round_weights
+from graphopt.quantize.storage import Weight, find_weights, store
+from graphopt.quantize.upgrading import require_opset
+
+__all__ = ["QuantizeWeights"]
+
+_BLOCKED_OPSET = 21
+"""From here on there are 4-bit integers, and scales for blocks."""
+_CHANNEL_OPSET = 13
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(Pass):
+    """Store weights as integers of 8 or 4 bits; computation stays in floats.
+
+    Weights of Conv, ConvTranspose, Gemm and MatMul, and tables that Gather takes rows of, become
+    codes that DequantizeLinear reads back. With 8 `bits` there is a scale for each output channel,
+    with 4 one for each `block` of inputs of each channel (0: for each channel), where a layer has
+    that many inputs; tables keep 8 bits and a scale for each row. `symmetric` codes have zero in
+    the middle of their range.
+
+    `method` nearest rounds to the grid that loses least; gptq rounds column by column and makes up
+    for the error in the columns still to come, by the second moments of what the layer reads, from
+    `samples` calibration inputs run through the layers rounded before (Frantar et al. 2022).
+
+    `weights` are patterns of names, such as ["encoder.*", "!*.head.*"]; with "!" they stay float.
+    A weight that several layers read is stored once. A weight that would not get smaller stays.
+
+    ONNX Runtime computes MatMul and Gemm with such weights as MatMulNBits, mostly faster than in
+    floats; it unpacks those of Conv on every run, which costs time: only the file gets smaller.
+    """
+
+    name: ClassVar[str] = "quantize-weights"
+    promise: ClassVar[Promise] = Promise.LOSSY
+    bits: Literal[4, 8] = 8
+    block: int = 32
+    symmetric: bool = True
+    method: Literal["nearest", "gptq"] = "nearest"
+    damping: float = 0.01
+    samples: int = 256
+    weights: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise RecipeError(f"{self.name}: bits is 4 or 8, got {self.bits}")
+        if self.block and (self.block < 16 or self.block & (self.block - 1)):
+            raise RecipeError(
+                f"{self.name}: block must be 0 or a power of two from 16 on, got {self.block}"
+            )
+        if self.method not in ("nearest", "gptq"):
+            raise RecipeError(f"{self.name}: method is nearest or gptq, got {self.method!r}")
+        if self.samples < 1:
+            raise RecipeError(f"{self.name}: samples must be at least 1, got {self.samples}")
+        if not self.damping > 0:
+            raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
+
+    def run(self, graph: Graph, context: Context) -> None:
+        dataset = self._dataset(context)
+        weights = self._chosen(graph)
+        if self.bits == 4 or any(weight.gathered for weight in weights):
+            require_opset(graph, _BLOCKED_OPSET, "4-bit weights or a scale for each block")
+        else:
+            require_opset(graph, _CHANNEL_OPSET, "a scale for each channel")
+        weights = self._chosen(graph)
+        settings = Rounding(
+            self.bits, self.block, self.symmetric, self.damping, context.seed, context.threads
+        )
+        rounded = round_weights(
+            graph, weights, settings, dataset, lambda part: context.progress("rounding", part)
+        )
+        for weight in weights:
+            if weight.name in rounded.made:
+                store(graph, weight, *rounded.made[weight.name])
+        context.notes["errors"] = dict[str, Note](rounded.errors)
+        context.notes["left_alone"] = dict[str, Note](
+            {**find_weights(graph)[1], **rounded.left_alone}
+        )
+
+    def _dataset(self, context: Context) -> Dataset | None:
+        if self.method == "nearest":
+            return None
+        if context.calibration is None:
+            raise RecipeError(f"{self.name}: method=gptq needs inputs; give --data, unlabeled")
+        return context.calibration.take(self.samples)
+
+    def _chosen(self, graph: Graph) -> Sequence[Weight]:
+        """The weights that patterns name; a pattern that names none is an error."""
+        found, reasons = find_weights(graph)
+        names = [weight.name for weight in found]
+        for pattern in self.weights:
+            if not matching_names([*names, *reasons], (pattern.removeprefix("!"),)):
+                raise RecipeError(
+                    f"{self.name}: no weight is called {pattern!r}; there are {', '.join(names)}"
+                )
+        chosen = set(matching_names(names, self.weights))
+        return [weight for weight in found if weight.name in chosen]

@@ -1,0 +1,238 @@
+"""quantize-weights: codes say what was rounded, tied weights once, GPTQ loses less."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import pytest
+
+from graphopt.data import Dataset
+from graphopt.errors import ModelError, RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context
+from graphopt.quantize.gptq import sweep
+from graphopt.quantize.grid import INT4, UINT4, Grid
+from graphopt.quantize.scales import fit_grid
+from passes.quantize_weights import QuantizeWeights
+from tests.asserting import assert_same_outputs, parse, random_inputs, run_model
+
+NETWORK = """net (float[N,16,8,8] x) => (float[N,40] y)
+<float[32,16,3,3] w, float[32] b, float[32,1,3,3] d, float[32,64,2,2] u, float[64,64] m,
+ float[40,64] g, float[40] c> {
+    p = Conv<pads=[1,1,1,1]>(x, w, b)
+    q = Relu(p)
+    r = Conv<group=32>(q, d)
+    s = ConvTranspose<strides=[2,2]>(r, u)
+    a = GlobalAveragePool(s)
+    f = Flatten(a)
+    h = MatMul(f, m)
+    i = Sigmoid(h)
+    y = Gemm<transB=1>(i, g, c)
+}"""
+
+
+def stored(graph: Graph, step: QuantizeWeights, data: Dataset | None = None) -> Graph:
+    result = graph.clone()
+    step.run(result, Context(original=graph, calibration=data))
+    result.verify()
+    onnx.checker.check_model(result.to_model(), full_check=True)
+    return result
+
+
+def images(count: int = 64, *, channels: int = 16) -> Dataset:
+    rng = np.random.default_rng(1)
+    mixed = rng.standard_normal((channels, channels)) / 4
+    x = np.einsum("nchw,cd->ndhw", rng.standard_normal((count, channels, 8, 8)), mixed)
+    return Dataset.from_arrays({"x": x.astype(np.float32)})
+
+
+def read_back(graph: Graph, weight: str) -> npt.NDArray[np.float32]:
+    """What a stored weight is when it is read."""
+    shown = graph.with_outputs([weight])
+    (found,) = run_model(shown, random_inputs(shown.to_model()))
+    return np.asarray(found, np.float32)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_are_near_and_outputs_are_those_of_the_rounded_weights(
+    bits: int, symmetric: bool
+) -> None:
+    before = Graph.load(parse(NETWORK))
+    after = stored(before, QuantizeWeights(bits=4 if bits == 4 else 8, symmetric=symmetric))
+    rounded = before.clone()
+    for name in ("w", "u", "m", "g", *(["d"] if bits == 4 else [])):
+        array = before.constants()[name].astype(np.float32)
+        found = read_back(after, name)
+        found = found.T if name == "g" else found
+        error = np.linalg.norm(found - array) / np.linalg.norm(array)
+        assert 0 < error < {8: 0.012, 4: 0.13}[bits], (name, error)
+        rounded.set_constant(name, np.ascontiguousarray(found))
+    assert_same_outputs(rounded.to_model(), after)
+    assert after.size_bytes() < 0.5 * before.size_bytes()
+    codes = after.constants()["w_codes"].dtype
+    assert str(codes) == {(8, True): "int8", (8, False): "uint8", (4, True): "int4",
+                          (4, False): "uint4"}[bits, symmetric]  # fmt: skip
+
+
+def test_weights_on_the_grid_stay_as_they_are() -> None:
+    before = Graph.load(parse(NETWORK))
+    for name in ("w", "u", "m", "g"):
+        shape = before.constants()[name].shape
+        steps = np.random.default_rng(3).integers(-127, 128, shape)
+        axis = {"w": 0, "g": 0}.get(name, 1)
+        steps[tuple(0 if a != axis else slice(None) for a in range(len(shape)))] = 127
+        before.set_constant(name, (steps / 128).astype(np.float32))
+    after = stored(before, QuantizeWeights())
+    assert_same_outputs(before.to_model(), after, tolerance=1e-6)
+
+
+def test_a_depthwise_layer_and_small_weights_stay_float() -> None:
+    before = Graph.load(parse(NETWORK))
+    context = Context(original=before)
+    QuantizeWeights().run(before, context)
+    left = context.notes["left_alone"]
+    assert isinstance(left, dict)
+    assert left == {"d": "it would hardly get smaller"}
+    assert before.constant("d") is not None
+
+
+def test_matrices_become_what_onnx_runtime_computes_on_integers(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Transposed weights too: ONNX Runtime only knows them the other way round."""
+    path = tmp_path_factory.mktemp("fused") / "fused.onnx"
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(path)
+    after = stored(Graph.load(parse(NETWORK)), QuantizeWeights(bits=4))
+    ort.InferenceSession(after.to_bytes(), options, providers=["CPUExecutionProvider"])
+    ops = [node.op_type for node in onnx.load(path).graph.node]
+    assert ops.count("MatMulNBits") == 2
+    assert "Gemm" not in ops
+
+
+TIED = """tied (int64[N,5] ids, float[N,3,32] z)
+=> (float[N,5,32] e, float[N,3,96] a, float[N,96] b)
+<float[96,32] table, float[32,96] v> {
+    e = Gather(table, ids)
+    s = ReduceMean<axes=[1], keepdims=0>(z)
+    a = MatMul(z, v)
+    q = MatMul(s, v)
+    t = Gemm<transB=1>(s, table)
+    b = Add(q, t)
+}"""
+
+
+def test_tied_weights_are_stored_once() -> None:
+    before = Graph.load(parse(TIED))
+    after = stored(before, QuantizeWeights(bits=4))
+    codes = {n: a for n, a in after.constants().items() if "int" in str(a.dtype) and a.ndim == 2}
+    assert {name: str(array.dtype) for name, array in codes.items()} == {
+        "table_codes": "int8",
+        "v_codes": "int4",
+    }
+    rounded = before.clone()
+    for name in ("table", "v"):
+        rounded.set_constant(name, read_back(after, name))
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((2, 3, 32)).astype(np.float32)
+    feeds: dict[str, np.ndarray] = {"ids": rng.integers(0, 96, (2, 5)), "z": z}
+    assert_same_outputs(rounded.to_model(), after, feeds=feeds)
+
+
+@pytest.mark.parametrize("block", [0, 16])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gptq_loses_less_than_nearest(block: int, symmetric: bool) -> None:
+    before, data = Graph.load(parse(NETWORK)), images()
+    feeds = next(images(128).batches(128))
+    (wanted,) = run_model(before.with_outputs(["s"]), feeds)
+    losses = {}
+    for method in ("nearest", "gptq"):
+        step = QuantizeWeights(
+            bits=4,
+            block=block,
+            symmetric=symmetric,
+            method="gptq" if method == "gptq" else "nearest",
+        )
+        (found,) = run_model(stored(before, step, data).with_outputs(["s"]), feeds)
+        losses[method] = float(np.square(found - wanted).mean())
+    assert losses["gptq"] < 0.8 * losses["nearest"]
+
+
+def test_gptq_without_correlations_is_rounding_to_the_nearest() -> None:
+    rng = np.random.default_rng(2)
+    matrix = rng.standard_normal((5, 300))
+    scale, zero = np.full(matrix.shape, 0.21), np.zeros(matrix.shape)
+    codes = sweep(matrix, np.diag(rng.random(300) + 0.1), scale, zero, (-7, 7), 0.01)
+    np.testing.assert_array_equal(codes, np.clip(np.rint(matrix / 0.21), -7, 7))
+
+
+def test_gptq_of_two_columns_is_the_best_there_is() -> None:
+    """After the first column is rounded, the second takes what the moments say it should."""
+    moments = np.array([[2.0, 1.0], [1.0, 1.0]])
+    matrix = np.array([[0.4, 0.3]])
+    ones = np.ones((1, 2))
+    codes = sweep(matrix, moments, ones, 0 * ones, (-7, 7), 1e-9)
+    candidates = [(a, b) for a in (0.0,) for b in (-1.0, 0.0, 1.0)]
+
+    def loss(code: tuple[float, float]) -> float:
+        wrong = matrix[0] - np.array(code)
+        return float(wrong @ moments @ wrong)
+
+    assert tuple(codes[0]) == min(candidates, key=loss)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_fitted_grids_lose_no_more_than_those_of_the_whole_range(centred: bool) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_t(2, (6, 64)).astype(np.float32)
+    form = INT4 if centred else UINT4
+    grid = fit_grid(weight, form, 1, 16, centred=centred)
+    assert grid.scale.shape == grid.zero.shape == (6, 4)
+    low, high = weight.reshape(6, 4, 16).min(2), weight.reshape(6, 4, 16).max(2)
+    if centred:
+        scale = np.maximum(-low, high) / 7
+        zero = np.zeros_like(scale)
+    else:
+        scale = (np.maximum(high, 0) - np.minimum(low, 0)) / 15
+        zero = np.clip(np.rint(-np.minimum(low, 0) / scale), 0, 15)
+    plain = Grid(scale.astype(np.float32), zero.astype(form.dtype), form, 1, 16)
+    errors = [np.square(weight - g.round(weight)).reshape(6, 4, 16).sum(2) for g in (grid, plain)]
+    assert np.all(errors[0] <= errors[1] * (1 + 1e-5))
+    assert errors[0].sum() < 0.98 * errors[1].sum()
+
+
+def test_patterns_choose() -> None:
+    before = Graph.load(parse(NETWORK))
+    after = stored(before, QuantizeWeights(weights=("?", "!w", "!u")))
+    assert [n for n in ("w", "u", "m", "g") if after.constant(n) is not None] == ["w", "u"]
+    with pytest.raises(RecipeError, match=r"no weight is called '!head\.\*'; there are w, "):
+        stored(before, QuantizeWeights(weights=("!head.*",)))
+
+
+@pytest.mark.parametrize(("bits", "opset"), [(8, 13), (4, 21)])
+def test_older_operator_sets_are_converted(bits: int, opset: int) -> None:
+    before = Graph.load(parse(NETWORK, opset=11))
+    after = stored(before, QuantizeWeights(bits=4 if bits == 4 else 8))
+    assert after.opset == opset
+
+
+def test_what_cannot_be_converted_says_which_operator_set_is_needed() -> None:
+    text = """old (float[2,64] x) => (float[2,64] y) <float[64,64] w> {
+        h = MatMul(x, w)
+        y = Scan<body = step (float[64] a) => (float[64] b) { b = Relu(a) }, num_scan_inputs=1>(h)
+    }"""
+    with pytest.raises(ModelError, match="needs operator set 21, the model has 8"):
+        stored(Graph.load(parse(text, opset=8)), QuantizeWeights(bits=4))
+
+
+def test_bad_options() -> None:
+    with pytest.raises(RecipeError, match="block must be 0 or a power of two from 16 on, got 24"):
+        QuantizeWeights(block=24)
+    with pytest.raises(RecipeError, match="bits is 4 or 8, got 3"):
+        QuantizeWeights(bits=3)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="method=gptq needs inputs"):
+        stored(Graph.load(parse(NETWORK)), QuantizeWeights(method="gptq"))
