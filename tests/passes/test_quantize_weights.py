@@ -21,9 +21,9 @@ from tests.asserting import assert_same_outputs, parse, random_inputs, run_model
 NETWORK = """net (float[N,16,8,8] x) => (float[N,40] y)
 <float[32,16,3,3] w, float[32] b, float[32,1,3,3] d, float[32,64,2,2] u, float[64,64] m,
  float[40,64] g, float[40] c> {
-    p = Conv<pads=[1,1,1,1]>(x, w, b)
+    p = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w, b)
     q = Relu(p)
-    r = Conv<group=32>(q, d)
+    r = Conv<kernel_shape=[3,3], group=32>(q, d)
     s = ConvTranspose<strides=[2,2]>(r, u)
     a = GlobalAveragePool(s)
     f = Flatten(a)
@@ -148,7 +148,7 @@ def test_tied_weights_are_stored_once() -> None:
 def test_gptq_loses_less_than_nearest(block: int, symmetric: bool) -> None:
     before, data = Graph.load(parse(NETWORK)), images()
     feeds = next(images(128).batches(128))
-    (wanted,) = run_model(before.with_outputs(["s"]), feeds)
+    (wanted,) = run_model(before.with_outputs(["q"]), feeds)
     losses = {}
     for method in ("nearest", "gptq"):
         step = QuantizeWeights(
@@ -157,7 +157,7 @@ def test_gptq_loses_less_than_nearest(block: int, symmetric: bool) -> None:
             symmetric=symmetric,
             method="gptq" if method == "gptq" else "nearest",
         )
-        (found,) = run_model(stored(before, step, data).with_outputs(["s"]), feeds)
+        (found,) = run_model(stored(before, step, data).with_outputs(["q"]), feeds)
         losses[method] = float(np.square(found - wanted).mean())
     assert losses["gptq"] < 0.8 * losses["nearest"]
 
