@@ -37,6 +37,7 @@ CATALOG: Mapping[str, str] = {
     "merge-layers": "passes.merge_layers:MergeLayers",
     "merge-reshapes": "passes.merge_reshapes:MergeReshapes",
     "merge-slices": "passes.merge_slices:MergeSlices",
+    "quantize-dynamic": "passes.quantize_dynamic:QuantizeDynamic",
     "quantize-weights": "passes.quantize_weights:QuantizeWeights",
     "re-estimate-batch-norm": "passes.re_estimate_batch_norm:ReEstimateBatchNorm",
     "refit": "passes.refit:Refit",

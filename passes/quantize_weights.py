@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from graphopt.coupling.naming import matching_names
 from graphopt.data import Dataset
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Note, Pass, Promise
 from graphopt.quantize.rounding import Rounding, round_weights
-from graphopt.quantize.storage import Weight, find_weights, store
+from graphopt.quantize.storage import choose_weights, find_weights, store
 from graphopt.quantize.upgrading import require_opset
 
 __all__ = ["QuantizeWeights"]
@@ -69,12 +67,12 @@ class QuantizeWeights(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         dataset = self._dataset(context)
-        weights = self._chosen(graph)
+        weights = choose_weights(graph, self.weights, self.name)
         if self.bits == 4 or any(weight.gathered for weight in weights):
             require_opset(graph, _BLOCKED_OPSET, "4-bit weights or a scale for each block")
         else:
             require_opset(graph, _CHANNEL_OPSET, "a scale for each channel")
-        weights = self._chosen(graph)
+        weights = choose_weights(graph, self.weights, self.name)
         settings = Rounding(
             self.bits, self.block, self.symmetric, self.damping, context.seed, context.threads
         )
@@ -95,15 +93,3 @@ class QuantizeWeights(Pass):
         if context.calibration is None:
             raise RecipeError(f"{self.name}: method=gptq needs inputs; give --data, unlabeled")
         return context.calibration.take(self.samples)
-
-    def _chosen(self, graph: Graph) -> Sequence[Weight]:
-        """The weights that patterns name; a pattern that names none is an error."""
-        found, reasons = find_weights(graph)
-        names = [weight.name for weight in found]
-        for pattern in self.weights:
-            if not matching_names([*names, *reasons], (pattern.removeprefix("!"),)):
-                raise RecipeError(
-                    f"{self.name}: no weight is called {pattern!r}; there are {', '.join(names)}"
-                )
-        chosen = set(matching_names(names, self.weights))
-        return [weight for weight in found if weight.name in chosen]

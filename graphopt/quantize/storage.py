@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.coupling.naming import matching_names
+from graphopt.errors import RecipeError
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.quantize.grid import Grid
 from graphopt.rewrite.matching import is_op
 
-__all__ = ["Weight", "find_weights", "store"]
+__all__ = ["Weight", "choose_weights", "find_weights", "store"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +106,18 @@ def find_weights(graph: Graph) -> tuple[tuple[Weight, ...], dict[str, str]]:
         else:
             reasons[name] = weight
     return tuple(found), reasons
+
+
+def choose_weights(graph: Graph, patterns: Sequence[str], who: str) -> list[Weight]:
+    """The weights that patterns name; raises RecipeError, by `who`, for one that names none."""
+    found, reasons = find_weights(graph)
+    names = [weight.name for weight in found]
+    for pattern in patterns:
+        if not matching_names([*names, *reasons], (pattern.removeprefix("!"),)):
+            known = ", ".join(names) or "none that can be quantized"
+            raise RecipeError(f"{who}: no weight is called {pattern!r}; there are {known}")
+    chosen = set(matching_names(names, patterns))
+    return [weight for weight in found if weight.name in chosen]
 
 
 def _is_weight(array: Array | None) -> bool:
