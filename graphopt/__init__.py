@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from graphopt.ir import Edit, Graph, NewNode
     from graphopt.lens import trainable
     from graphopt.manager import PassManager, Report, Request, Result
+    from graphopt.packed import pack, unpack
     from graphopt.passbase import Context, Need, Pass, Promise
     from graphopt.runtime import bench, compare
 
@@ -61,8 +62,10 @@ __all__ = [
     "compare",
     "data",
     "load",
+    "pack",
     "trace",
     "trainable",
+    "unpack",
 ]
 
 _HOMES = {
@@ -79,8 +82,10 @@ _HOMES = {
     "Result": "graphopt.manager",
     "bench": "graphopt.runtime",
     "compare": "graphopt.runtime",
+    "pack": "graphopt.packed",
     "trace": "graphopt.frontend",
     "trainable": "graphopt.lens",
+    "unpack": "graphopt.packed",
 }
 
 

@@ -24,8 +24,10 @@ VERBS = {
     "compare": ("graphopt.cli.measure", "Compare two models: outputs, metric, structure."),
     "inspect": ("graphopt.cli.inspect", "Show what a model consists of and costs."),
     "optimize": ("graphopt.cli.optimize", "Make a model smaller and faster, every step checked."),
+    "pack": ("graphopt.cli.pack", "Pack a model into the fewest bytes that restore it exactly."),
     "passes": ("graphopt.cli.manual", "List the passes, or show the manual of one."),
     "recipes": ("graphopt.cli.manual", "List the recipes, or show one."),
+    "unpack": ("graphopt.cli.pack", "Restore a packed model, byte for byte."),
 }
 
 

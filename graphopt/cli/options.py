@@ -101,7 +101,7 @@ def check_json(path: Path | None) -> None:
 
 def write_json(path: Path, document: Mapping[str, Note]) -> None:
     """Write a JSON document whole or not at all."""
-    from graphopt.ir import atomic_file
+    from graphopt.files import atomic_file
     from graphopt.report import strict_json
 
     check_json(path)

@@ -10,7 +10,6 @@ from graphopt.ir.reading import Array
 from graphopt.ir.scopes import bodies
 from graphopt.ir.shapes import Dims, TensorInfo
 from graphopt.ir.values import Known, as_integers, known_array
-from graphopt.ir.writing import atomic_file
 
 __all__ = [
     "Array",
@@ -22,7 +21,6 @@ __all__ = [
     "Source",
     "TensorInfo",
     "as_integers",
-    "atomic_file",
     "bodies",
     "constant_part",
     "fold_integers",

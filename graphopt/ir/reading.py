@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -22,6 +23,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from graphopt.errors import ModelError
+from graphopt.packed import is_packed, unpack
 
 __all__ = [
     "INLINE_BYTES",
@@ -61,9 +63,13 @@ def read_model(source: str | Path | bytes) -> tuple[onnx.ModelProto, dict[str, A
     In the skeleton those initializers keep name, shape and type, but no data. External data are
     read from the model's own folder and from nowhere else.
 
-    Raises ModelError if the bytes are not an ONNX model, or its external data are missing, too
-    short, or outside the model's folder.
+    A packed model is restored first, in a temporary folder. Raises ModelError if the bytes are not
+    an ONNX model, or its external data are missing, too short, or outside the model's folder.
     """
+    if is_packed(source):
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            unpack(source, Path(folder) / "model.onnx")
+            return read_model(Path(folder) / "model.onnx")
     if isinstance(source, bytes):
         return _parse(io.BytesIO(source), len(source), "the given bytes", None)
     path = Path(source)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from graphopt.errors import TargetError
+from graphopt.files import atomic_file
 from graphopt.ir.reading import PACKED_TYPES, Array, field_tag
 
-__all__ = ["atomic_file", "noted", "skeleton_tensor", "write_model", "written_size"]
+__all__ = ["noted", "skeleton_tensor", "write_model", "written_size"]
 
 _SINGLE_FILE_LIMIT = 2**31 - 2**20
 """Protobuf refuses messages of 2 GiB; larger models get their weights in a file beside."""
@@ -38,27 +35,6 @@ def skeleton_tensor(name: str, array: Array, inline_bytes: int) -> onnx.TensorPr
     proto.data_location = onnx.TensorProto.EXTERNAL
     proto.external_data.add(key="location", value="weights")
     return proto
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that becomes `path` if the block succeeds, and vanishes if not."""
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-    except OSError as error:
-        raise TargetError(f"{path}: cannot be written ({error.strerror})") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except OSError as error:
-        raise TargetError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_model(

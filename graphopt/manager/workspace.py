@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from graphopt.errors import ModelError, TargetError
+from graphopt.files import atomic_file
 from graphopt.ir import Graph
-from graphopt.ir.writing import atomic_file
 from graphopt.manager.record import PassRecord, Size
 from graphopt.notation import spec
 from graphopt.recipe import Stage

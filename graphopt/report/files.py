@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from graphopt.errors import TargetError
-from graphopt.ir import atomic_file
+from graphopt.files import atomic_file
 from graphopt.manager import Report
 from graphopt.report.numbers import strict_json
 from graphopt.report.page import render

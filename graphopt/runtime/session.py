@@ -19,6 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from graphopt.errors import RuntimeUnavailable
 from graphopt.ir import Graph
+from graphopt.packed import is_packed, restored
 from graphopt.runtime.values import (
     RAW_TYPES,
     feed_value,
@@ -178,7 +179,7 @@ def _source(
     if isinstance(model, bytes):
         return model, ()
     if isinstance(model, str | Path):
-        return os.fspath(model), ()
+        return _restored(model, options) if is_packed(model) else (os.fspath(model), ())
     if isinstance(model, onnx.ModelProto):
         if model.ByteSize() > _PROTOBUF_LIMIT:
             raise RuntimeUnavailable(
@@ -190,6 +191,20 @@ def _source(
     if values and not (lend and _lent(data, values, options, loading)):
         options.add_external_initializers(list(values), list(values.values()))
     return data, (arrays, values)
+
+
+def _restored(
+    model: str | Path, options: ort.SessionOptions
+) -> tuple[bytes, tuple[dict[str, bytes]]]:
+    """A packed model's bytes; its external data go to ONNX Runtime in memory too."""
+    beside = restored(model)
+    source = beside.pop("")
+    if beside:
+        lengths = [len(content) for content in beside.values()]
+        options.add_external_initializers_from_files_in_memory(
+            list(beside), list(beside.values()), lengths
+        )
+    return source, (beside,)
 
 
 def _lent(

@@ -1,0 +1,206 @@
+"""Pack an ONNX file and its external data into one file that restores them byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from graphopt.errors import ModelError
+from graphopt.files import atomic_file
+from graphopt.packed import loader
+from graphopt.packed.coding import Coded, code
+from graphopt.packed.scanning import Payload, scan
+from graphopt.packed.unpacking import is_packed
+
+__all__ = ["Packing", "pack"]
+
+_SMALLEST = 128  # bytes of a payload that is worth a segment of its own
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What became of the bytes: `parts` adds up to `size` but for what fills up."""
+
+    restored: int
+    size: int
+    parts: Mapping[str, int]
+
+
+class _Writer:
+    """Makes the header that `loader.read_index` reads."""
+
+    def __init__(self) -> None:
+        self._content = bytearray()
+
+    def number(self, value: int) -> None:
+        while value > 0x7F:
+            self._content.append(value & 0x7F | 0x80)
+            value >>= 7
+        self._content.append(value)
+
+    def text(self, value: str) -> None:
+        raw = value.encode()
+        self.number(len(raw))
+        self._content += raw
+
+    def copy(self, earlier: int) -> None:
+        self.number(loader.COPY)
+        self.number(earlier)
+
+    def segment(self, coded: Coded) -> None:
+        for value in (coded.kind, coded.width.bit_length() - 1, coded.count, coded.checksum):
+            self.number(value)
+        if coded.kind & loader.SPARSE:
+            self.number(coded.gaps)
+            self.number(coded.kept)
+            self._content += coded.fill
+        if coded.kind & loader.CODEBOOK:
+            self.number(coded.codes)
+        for codec, content in coded.streams:
+            self.number(codec)
+            self.number(len(content))
+
+    def coded(self) -> bytes:
+        """The header, deflated by no more than a reader believes."""
+        for level in (9, 0):
+            deflate = zlib.compressobj(level, zlib.DEFLATED, -15, 9)
+            coded = deflate.compress(self._content) + deflate.flush()
+            if len(self._content) <= loader.HEADER_EXPANSION * len(coded):
+                break
+        return coded
+
+
+def pack(source: str | Path | bytes, target: str | Path) -> Packing:
+    """Write a model, given as its path or its bytes, as a packed file, whole or not at all.
+
+    External data are taken from the model's own folder. Raises ModelError if the source is no ONNX
+    model, or its external data are missing, too short, or outside its folder, and TargetError if
+    the target cannot be written.
+    """
+    what = "the given bytes" if isinstance(source, bytes) else str(source)
+    source = Path(source) if isinstance(source, str) else source
+    header, body = _Writer(), list[Coded]()
+    with _content(source, what) as content:
+        if is_packed(content[: len(loader.MAGIC)]):
+            raise ModelError(f"{what}: is packed already")
+        found = scan(content, what)
+        header.number(1 + len(found.beside))
+        restored = len(content)
+        body += _file(header, "", content, found.inside)
+        for name, payloads in found.beside.items():
+            path = _beside(source, name, what)
+            with _content(path, what) as external:
+                restored += len(external)
+                body += _file(header, name, external, _bounded(payloads, len(external), path))
+    with atomic_file(Path(target)) as file:
+        return _written(file, header.coded(), body, restored)
+
+
+@contextmanager
+def _content(source: Path | bytes, what: str) -> Iterator[bytes | mmap.mmap]:
+    """The bytes of a file, read as they are needed."""
+    if isinstance(source, bytes):
+        yield source
+        return
+    if source.is_dir():
+        raise ModelError(f"{source}: is a directory, not an ONNX file; name the file inside it")
+    try:
+        with source.open("rb") as file:
+            if not source.stat().st_size:
+                yield b""
+                return
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                yield content
+    except OSError as error:
+        raise ModelError(
+            f"{what}: {source.name} cannot be read ({error.strerror}); check the path"
+        ) from error
+
+
+def _beside(source: Path | bytes, name: str, what: str) -> Path:
+    """An external file, refused unless it really lies in the model's folder."""
+    if isinstance(source, bytes):
+        raise ModelError(f"{what}: data lie in the external file {name!r}; pack the model's path")
+    path = source.parent / name
+    leaves = not path.resolve().is_relative_to(source.parent.resolve())
+    if leaves or set(name) & set("\\:\0") or {"", ".", ".."} & set(name.split("/")):
+        raise ModelError(
+            f"{what}: external data {name!r} leave the model's folder; put the file beside it"
+        )
+    return path
+
+
+def _bounded(payloads: tuple[Payload, ...], size: int, path: Path) -> tuple[Payload, ...]:
+    """Payloads of an external file, with the lengths that were open; raises ModelError past it."""
+    bounded = []
+    for place in payloads:
+        length = size - place.start if place.length < 0 else place.length
+        if place.start < 0 or place.start + length > size:
+            raise ModelError(
+                f"{path}: has {size} bytes, {place.start + length} are needed; copy the whole file"
+            )
+        bounded.append(
+            Payload(place.start, length, place.width if length % place.width == 0 else 1)
+        )
+    return tuple(bounded)
+
+
+def _file(
+    header: _Writer, name: str, content: bytes | mmap.mmap, payloads: tuple[Payload, ...]
+) -> list[Coded]:
+    """Code one file; what is between the payloads comes first, as one segment."""
+    taken = [place for place in payloads if place.length >= _SMALLEST]
+    header.text(name)
+    view = memoryview(content)
+    try:
+        cuts = [0, *(edge for place in taken for edge in (place.start, place.start + place.length))]
+        edges = zip(cuts[::2], [*cuts[1::2], len(view)], strict=True)
+        frame = code(memoryview(b"".join(view[start:end] for start, end in edges)), 1)
+        header.segment(frame)
+        header.number(len(taken))
+        body, known, after = [frame], dict[bytes, int](), 0
+        for number, place in enumerate(taken):
+            header.number(place.start - after)
+            after = place.start + place.length
+            payload = view[place.start : after]
+            digest = hashlib.sha256(payload).digest() + bytes([place.width])
+            if digest in known:
+                header.copy(known[digest])
+            else:
+                known[digest] = number
+                body.append(code(payload, place.width))
+                header.segment(body[-1])
+            payload.release()
+    finally:
+        view.release()
+    return body
+
+
+def _written(target: BinaryIO, header: bytes, body: list[Coded], restored: int) -> Packing:
+    preamble = loader.PREAMBLE.pack(loader.MAGIC, loader.VERSION, len(header), zlib.crc32(header))
+    target.write(preamble + header)
+    size = len(preamble) + len(header)
+    for coded in body:
+        for _, stream in coded.streams:
+            target.write(stream)
+            size += len(stream)
+    missing = max(0, -(-restored // loader.MOST_EXPANSION) - size)
+    target.write(bytes(missing))
+    return Packing(restored, size + missing, _parts(len(preamble) + len(header), body))
+
+
+def _parts(header: int, body: list[Coded]) -> Mapping[str, int]:
+    """What the bytes are spent on."""
+    parts = {"header and graph": header, "gaps": 0, "codebooks": 0, "codes": 0, "values": 0}
+    for coded in body:
+        gaps, book, values = coded.parts
+        parts["gaps"] += gaps
+        parts["codebooks"] += book
+        parts["codes" if coded.codes else "values"] += values
+    return parts

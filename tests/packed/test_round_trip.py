@@ -1,0 +1,332 @@
+"""A packed model is restored byte for byte, is smaller than by general compressors, and runs."""
+
+from __future__ import annotations
+
+import lzma
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper, numpy_helper
+
+from graphopt.errors import ModelError, TargetError
+from graphopt.ir import Graph
+from graphopt.packed import Packing, is_packed, pack, unpack
+from graphopt.packed import loader as loader_module
+from graphopt.packed.loader import restore, session
+from graphopt.runtime import Session
+from tests.asserting import parse
+from tests.samples import convnet
+from tests.strategies import networks
+
+LOADER = Path(loader_module.__file__)
+
+
+def _packed(model: onnx.ModelProto | bytes, tmp_path: Path) -> tuple[bytes, Packing]:
+    raw = model if isinstance(model, bytes) else model.SerializeToString()
+    packing = pack(raw, tmp_path / "m.gopt")
+    return (tmp_path / "m.gopt").read_bytes(), packing
+
+
+def _assert_restored(model: onnx.ModelProto, tmp_path: Path) -> bytes:
+    packed, packing = _packed(model, tmp_path)
+    assert restore(packed) == {"": model.SerializeToString()}
+    assert len(packed) == packing.size
+    return packed
+
+
+def _holding(*tensors: onnx.TensorProto) -> onnx.ModelProto:
+    """A model with some initializers that nothing reads."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=networks())
+def test_networks(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    _assert_restored(parse(text), tmp_path_factory.mktemp("packed"))
+
+
+_TYPES = [
+    np.float32, np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn,
+    ml_dtypes.float8_e5m2, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64,
+    np.uint64, np.bool_, np.complex64, np.complex128, ml_dtypes.int4, ml_dtypes.uint4,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", _TYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 5), (1,), (257, 5), (40_001,)])
+def test_element_types(dtype: type, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Any bits at all: NaN payloads, both zeros, denormals."""
+    rng = np.random.default_rng(0)
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape))
+    packs = kind in (ml_dtypes.int4, ml_dtypes.uint4)
+    raw = rng.bytes((size + 1) // 2 if packs else size * kind.itemsize)
+    proto = TensorProto(
+        name="w", dims=shape, data_type=helper.np_dtype_to_tensor_dtype(kind), raw_data=raw
+    )
+    _assert_restored(_holding(proto), tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    array=hnp.arrays(
+        st.sampled_from([np.uint8, np.uint16, np.uint32, np.uint64]),
+        st.integers(0, 3000),
+        elements=st.sampled_from([0, 0, 0, 1, 7, 255]),
+        fill=st.sampled_from([0, 7]),
+    ),
+    noise=st.integers(0, 400),
+)
+def test_any_pattern(
+    array: np.ndarray, noise: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Sparse, constant, few values, many values, and what lies between."""
+    rng = np.random.default_rng(noise)
+    places = rng.integers(0, max(len(array), 1), min(noise, len(array)))
+    array[places] = rng.integers(0, np.iinfo(array.dtype).max, len(places), dtype=array.dtype)
+    _assert_restored(_holding(numpy_helper.from_array(array, "w")), tmp_path_factory.mktemp("p"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros(700_000, np.float32),
+        np.full(700_000, -0.0, np.float32),
+        np.eye(800, dtype=np.float32),
+        np.arange(600_000, dtype=np.int64),
+        (np.arange(600_000) % 60_000).astype(np.int32),
+        np.random.default_rng(0).integers(0, 1000, 600_000).astype(np.float32),
+        np.where(np.random.default_rng(0).random(600_000) < 0.999, np.float32(0), np.float32(2)),
+    ],
+    ids=["zeros", "negative zeros", "diagonal", "counting", "codes", "thousand", "gaps"],
+)
+def test_large_and_extreme(values: np.ndarray, tmp_path: Path) -> None:
+    """Longer than what is coded or restored at a time."""
+    packed = _assert_restored(_holding(numpy_helper.from_array(values, "w")), tmp_path)
+    assert len(packed) < 0.5 * values.nbytes
+
+
+def test_strings_and_typed_fields(tmp_path: Path) -> None:
+    text = TensorProto(name="s", dims=[3], data_type=TensorProto.STRING)
+    text.string_data.extend([b"one", b"", bytes(range(256))])
+    floats = helper.make_tensor("f", TensorProto.FLOAT, [500], np.arange(500.0).tolist())
+    doubles = helper.make_tensor("d", TensorProto.DOUBLE, [500], np.arange(500.0).tolist())
+    numbers = helper.make_tensor("i", TensorProto.INT64, [500], list(range(-250, 250)))
+    _assert_restored(_holding(text, floats, doubles, numbers), tmp_path)
+
+
+def test_bodies_and_attributes(tmp_path: Path) -> None:
+    """Weights of If's branches and of Constant nodes are segments of their own."""
+    weight = numpy_helper.from_array(np.zeros((50, 50), np.float32), "w")
+    constant = helper.make_node("Constant", [], ["c"], value=weight)
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["b"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, [50, 50])],
+        [weight],
+    )
+    choice = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
+    graph = helper.make_graph(
+        [constant, choice],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [50, 50])],
+    )
+    packed = _assert_restored(helper.make_model(graph), tmp_path)
+    assert len(packed) < 600, "30,000 bytes of zeros, three times the same"
+
+
+def test_same_weights_are_stored_once(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
+    one, two = (numpy_helper.from_array(array, name) for name in "ab")
+    assert len(_assert_restored(_holding(one, two), tmp_path)) < 1.01 * array.nbytes
+
+
+def _with_external_data(folder: Path) -> Path:
+    model = parse(
+        """g (float[N,300] x) => (float[N,8] z)
+        <float[300,40] a, float[40,8] b> { y = MatMul(x, a)  z = MatMul(y, b) }"""
+    )
+    folder.mkdir()
+    (folder / "data").mkdir()
+    onnx.save(
+        model, folder / "m.onnx", save_as_external_data=True, location="data/w.bin",
+        size_threshold=0,
+    )  # fmt: skip
+    return folder / "m.onnx"
+
+
+def test_external_data(tmp_path: Path) -> None:
+    source = _with_external_data(tmp_path / "a")
+    pack(source, tmp_path / "m.gopt")
+    unpack(tmp_path / "m.gopt", tmp_path / "b" / "m.onnx")
+    for name in ("m.onnx", "data/w.bin"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with pytest.raises(TargetError, match="external data go there"):
+        unpack(tmp_path / "m.gopt", tmp_path / "b" / "m.onnx")
+    feeds = {"x": np.ones((2, 300), np.float32)}
+    with Session.open(source) as one, Session.open(tmp_path / "m.gopt") as other:
+        assert np.array_equal(one.run(feeds)[0], other.run(feeds)[0])
+    assert np.array_equal(session(tmp_path / "m.gopt").run(None, feeds)[0], one_run(source, feeds))
+    loaded = Graph.load(tmp_path / "m.gopt").constant("a")
+    original = Graph.load(source).constant("a")
+    assert loaded is not None
+    assert np.array_equal(loaded, original)  # type: ignore[arg-type]
+
+
+def one_run(model: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    with Session.open(model) as opened:
+        return opened.run(feeds)[0]
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/etc/hostname", "absent.bin"])
+def test_external_data_elsewhere(location: str, tmp_path: Path) -> None:
+    source = _with_external_data(tmp_path / "a")
+    (tmp_path / "w.bin").write_bytes(bytes(100_000))
+    model = onnx.load(source, load_external_data=False)
+    for tensor in model.graph.initializer:
+        tensor.external_data[0].value = location
+    source.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"leave the model's folder|cannot be read"):
+        pack(source, tmp_path / "m.gopt")
+    assert not (tmp_path / "m.gopt").exists()
+
+
+def test_external_data_too_short(tmp_path: Path) -> None:
+    source = _with_external_data(tmp_path / "a")
+    (tmp_path / "a/data/w.bin").write_bytes(bytes(100))
+    with pytest.raises(ModelError, match="copy the whole file"):
+        pack(source, tmp_path / "m.gopt")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am a text", bytes(5000), b"\x3a\x05abc"])
+def test_what_is_no_model_is_refused(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        pack(content, tmp_path / "m.gopt")
+
+
+def test_packed_twice_is_refused(tmp_path: Path) -> None:
+    packed, _ = _packed(convnet(), tmp_path)
+    assert is_packed(packed)
+    with pytest.raises(ModelError, match="packed already"):
+        pack(packed, tmp_path / "again.gopt")
+
+
+def test_copied_loader_stands_alone(tmp_path: Path) -> None:
+    """The one file, copied elsewhere, runs a model; it imports nothing of ours, and no torch."""
+    (tmp_path / "loader.py").write_text(LOADER.read_text())
+    pack(convnet().SerializeToString(), tmp_path / "m.gopt")
+    script = (
+        "import sys, numpy, loader\n"
+        "feeds = {i.name: numpy.ones([d if isinstance(d, int) else 1 for d in i.shape], 'f')\n"
+        "         for i in loader.session('m.gopt').get_inputs()}\n"
+        "print(loader.session('m.gopt').run(None, feeds)[0].shape)\n"
+        "assert not {'graphopt', 'torch', 'onnx'} & set(sys.modules), sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"import sys; sys.path[:0] = ['.']\n{script}"],
+        cwd=tmp_path,
+        env={"PATH": ""},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(LOADER.read_text().splitlines()) < 300
+
+
+def _pruned_and_shared(size: int) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    book = np.sort(rng.standard_normal(64)).astype(np.float32)
+    codes = np.clip(rng.normal(32, 9, size), 0, 63).astype(int)
+    values = np.where(rng.random(size) < 0.9, np.float32(0), book[codes]).astype(np.float32)
+    return _holding(numpy_helper.from_array(values, "w"))
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """Restoring takes less than 1.3 times the model, writing it to a file a few MB."""
+    dense = np.random.default_rng(0).standard_normal(2_000_000).astype(np.float32)
+    for model in (_pruned_and_shared(4_000_000), _holding(numpy_helper.from_array(dense, "w"))):
+        packed, packing = _packed(model, tmp_path)
+        tracemalloc.start()
+        restore(tmp_path / "m.gopt")
+        whole = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        unpack(tmp_path / "m.gopt", tmp_path / "m.onnx")
+        streamed = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert whole < 1.3 * packing.restored
+        assert streamed < 16e6
+        assert len(packed) < 0.95 * packing.restored
+
+
+def _entropy_bytes(values: np.ndarray) -> float:
+    counts = np.unique(values, return_counts=True)[1]
+    return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
+
+
+def test_codes_are_near_their_entropy(tmp_path: Path) -> None:
+    """Codes and gaps take what the entropy of each says, and at most 1.5 % or a table more."""
+    model = _pruned_and_shared(400_000)
+    array = numpy_helper.to_array(model.graph.initializer[0])
+    kept = array[array != 0]
+    gaps = np.diff(np.flatnonzero(array), prepend=-1)
+    _, packing = _packed(model, tmp_path)
+    assert packing.parts["codes"] < 1.015 * _entropy_bytes(kept) + 200
+    assert packing.parts["gaps"] < 1.015 * _entropy_bytes(gaps) + 200
+    assert packing.parts["codebooks"] <= 64 * 4
+
+
+def _zip_size(raw: bytes, folder: Path) -> int:
+    with zipfile.ZipFile(folder / "m.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        archive.writestr("m", raw)
+    return (folder / "m.zip").stat().st_size
+
+
+def _compare(raw: bytes, folder: Path) -> tuple[int, int, int]:
+    packed, _ = _packed(raw, folder)
+    return len(packed), _zip_size(raw, folder), len(zstandard.ZstdCompressor(19).compress(raw))
+
+
+@pytest.mark.parametrize("shape", [(100, 300), (32, 16, 3, 3)])
+def test_smaller_than_general_compressors(shape: tuple[int, ...], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.standard_normal(shape).astype(np.float32)
+    sparse = np.where(rng.random(shape) < 0.8, np.float32(0), dense).astype(np.float32)
+    half = dense.astype(np.float16)
+    for array in (dense, sparse, half, np.round(dense * 30) / 8):
+        raw = _holding(numpy_helper.from_array(array, "w")).SerializeToString()
+        ours, zipped, zstd = _compare(raw, tmp_path)
+        assert ours < zipped
+        assert ours < zstd
+
+
+def test_repetitions_are_found(tmp_path: Path) -> None:
+    """A table that repeats in rows is no worse off than under LZMA."""
+    table = np.tile(np.random.default_rng(0).standard_normal(2000).astype(np.float32), 40)
+    raw = _holding(numpy_helper.from_array(table, "w")).SerializeToString()
+    ours, zipped, zstd = _compare(raw, tmp_path)
+    assert ours < min(zipped, 1.03 * zstd, 1.05 * len(lzma.compress(raw)))
+
+
+def test_published_deep_compression(shared_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """SqueezeNet, pruned and shared by its authors: 0.66 MB is what they published."""
+    source = shared_model("squeezenet10_deepcompression.onnx")
+    packing = pack(source, tmp_path / "m.gopt")
+    assert packing.size < 0.56e6
+    unpack(tmp_path / "m.gopt", tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() == source.read_bytes()
