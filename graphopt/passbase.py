@@ -6,6 +6,7 @@ import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from graphopt.data import Dataset
 from graphopt.ir import Graph
 from graphopt.rewrite import RewriteLog
+from graphopt.train import Resources
 
 __all__ = ["Context", "Need", "Note", "Pass", "Promise"]
 
@@ -56,6 +58,8 @@ class Context:
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
+    checkpoints: Path | None = None
+    """A folder where an interrupted training leaves what it needs to go on."""
     progress: Callable[[str, float], None] = _silent
     """Called with what is being done and the fraction done."""
     notes: dict[str, Note] = field(default_factory=dict)
@@ -64,6 +68,10 @@ class Context:
     def generator(self) -> np.random.Generator:
         """A random generator of this run's seed; the same one each time."""
         return np.random.default_rng(self.seed)
+
+    def resources(self) -> Resources:
+        """What a training in this run may use."""
+        return Resources(self.device, self.threads, self.seed, self.checkpoints, self.progress)
 
     def record(self, log: RewriteLog) -> None:
         """Note how often each rule was applied, and what was refused and why."""

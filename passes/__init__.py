@@ -9,8 +9,10 @@ __all__ = ["CATALOG"]
 CATALOG: Mapping[str, str] = {
     "align-channels": "passes.align_channels:AlignChannels",
     "convolve-affine": "passes.convolve_affine:ConvolveAffine",
+    "distill": "passes.distill:Distill",
     "equalize": "passes.equalize:Equalize",
     "factor-gates": "passes.factor_gates:FactorGates",
+    "finetune": "passes.finetune:Finetune",
     "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "passes.fold_constants:FoldConstants",

@@ -112,6 +112,10 @@ def _run(job: Job) -> int:
         check_folder(job.report)
     if job.preprocess is not None and not (job.data or job.eval_data):
         raise DataError("--preprocess: there are no images to prepare; give --data")
+    if job.device == "cuda":
+        from graphopt.train import find_device
+
+        find_device(job.device)
     latency, relative = read_latency(job.target_latency) if job.target_latency else (None, True)
     if latency is not None and job.no_bench:
         raise RecipeError("--target-latency and --no-bench: give one of them")

@@ -197,7 +197,7 @@ class PassManager:
 
 def _workspace(request: Request) -> Workspace:
     """Where stages are kept if they are to be, and reproducers of failures in any case."""
-    workspace = Workspace(request.workdir or request.failures)
+    workspace = Workspace(request.workdir or request.failures, resumes=request.workdir is not None)
     if request.workdir is not None:
         workspace.prepare()
     return workspace

@@ -233,6 +233,7 @@ class Runner:
             seed=self.seed,
             threads=self.threads,
             device=self.device,
+            checkpoints=self.workspace.checkpoints,
             progress=self.watcher.progress,
             notes=trace.notes,
         )

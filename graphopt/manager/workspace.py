@@ -39,6 +39,13 @@ class Workspace:
     """A directory for finished stages and for reproducers of failures."""
 
     folder: Path
+    resumes: bool = False
+    """Whether runs go on from what is in the directory."""
+
+    @property
+    def checkpoints(self) -> Path | None:
+        """Where trainings keep how far they have come."""
+        return self.folder / "checkpoints" if self.resumes else None
 
     def prepare(self) -> None:
         """Make the directory. Raises TargetError if that is not possible."""

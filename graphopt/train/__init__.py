@@ -1,0 +1,67 @@
+"""Train a graph: `fit` with an objective, `finetune` with labels, `distill` from a teacher.
+
+    history = distill(graph, teacher, dataset, Plan(minutes=10), Lesson(temperature=4))
+
+The graph is trained through its torch.fx view and gets its weights back only if all went well.
+Names are imported when they are first used, so that a plan can be made and checked without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from graphopt.train.plan import AUGMENTATIONS, LOSSES, Lesson, Plan, Resources
+
+if TYPE_CHECKING:
+    from graphopt.train.batches import Batch, Outputs
+    from graphopt.train.devices import find_device
+    from graphopt.train.distilling import distill
+    from graphopt.train.engine import fit
+    from graphopt.train.finetuning import finetune
+    from graphopt.train.history import History
+    from graphopt.train.hooks import Hook, Training
+    from graphopt.train.objectives import CrossEntropy, Objective, SquaredError, objective_of
+
+__all__ = [
+    "AUGMENTATIONS",
+    "LOSSES",
+    "Batch",
+    "CrossEntropy",
+    "History",
+    "Hook",
+    "Lesson",
+    "Objective",
+    "Outputs",
+    "Plan",
+    "Resources",
+    "SquaredError",
+    "Training",
+    "distill",
+    "find_device",
+    "finetune",
+    "fit",
+    "objective_of",
+]
+
+_HOMES = {
+    "Batch": "batches",
+    "CrossEntropy": "objectives",
+    "History": "history",
+    "Hook": "hooks",
+    "Objective": "objectives",
+    "Outputs": "batches",
+    "SquaredError": "objectives",
+    "Training": "hooks",
+    "distill": "distilling",
+    "find_device": "devices",
+    "finetune": "finetuning",
+    "fit": "engine",
+    "objective_of": "objectives",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"graphopt.train.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'graphopt.train' has no attribute {name!r}")

@@ -1,0 +1,63 @@
+"""Where a training runs: the device, its processes, its threads."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed
+from lightning_fabric import Fabric
+
+from graphopt.errors import RecipeError
+
+# It says on stderr which precision it was asked for.
+logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
+
+__all__ = ["find_device", "launch", "limited_threads"]
+
+
+def find_device(wanted: str) -> str:
+    """The device `auto`, `cpu` or `cuda` stands for. Raises RecipeError if CUDA is absent."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise RecipeError(
+            "device cuda: torch finds no CUDA device here; use --device cpu, or install a CUDA "
+            "build of torch on a machine that has one"
+        )
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def launch(device: str, precision: str) -> Fabric:
+    """Join the processes that torchrun has started, or run in this one alone."""
+    if not torch.distributed.is_torchelastic_launched():
+        return _launched(Fabric(accelerator=device, devices=1, precision=precision))
+    here, all_of_them = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    return _launched(
+        Fabric(
+            accelerator=device,
+            devices=here,
+            num_nodes=all_of_them // here,
+            strategy="ddp",
+            precision=precision,
+        )
+    )
+
+
+def _launched(fabric: Fabric) -> Fabric:
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads (0: as many as it likes), and as many as before afterwards."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

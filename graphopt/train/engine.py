@@ -1,0 +1,166 @@
+"""Train a graph through its torch.fx view, on Lightning Fabric."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+
+from graphopt.data import Dataset
+from graphopt.errors import ModelError
+from graphopt.ir import Graph
+from graphopt.lens import LoweredModule, lower, write_back
+from graphopt.train.batches import Drawing, Feed
+from graphopt.train.course import Course, Job, Setup
+from graphopt.train.devices import find_device, launch, limited_threads
+from graphopt.train.formats import Format, arrange, candidates
+from graphopt.train.history import History
+from graphopt.train.hooks import Hook, Training, trained_weights
+from graphopt.train.objectives import Objective
+from graphopt.train.optimizing import make_optimizer
+from graphopt.train.pace import Pace
+from graphopt.train.plan import Plan, Resources
+from graphopt.train.preparing import (
+    batch_size,
+    chosen_variants,
+    fastest_format,
+    part_rows,
+    synchronised,
+)
+from graphopt.train.rows import Rows
+from graphopt.train.snapshots import Checkpoint, identity
+from graphopt.train.teaching import Teacher
+
+__all__ = ["fit"]
+
+_RECITAL = 0.1
+"""The part of the time that computing a teacher's outputs beforehand may take."""
+
+
+def fit(
+    graph: Graph,
+    dataset: Dataset,
+    objective: Objective,
+    plan: Plan,
+    *,
+    teacher: Graph | None = None,
+    resources: Resources | None = None,
+    hooks: Sequence[Hook] = (),
+) -> History:
+    """Train the graph's weights in place to make the mean of `objective` small.
+
+    `dataset` is bound to the graph's inputs. What `teacher` gives for a batch is in its `taught`.
+    The graph gets its new weights when all is over: an error or an interruption leaves it as it
+    was. If the loss stops being finite the best weights so far are kept, and the history tells
+    the step. A batch is no larger than the rows there are. Raises UnsupportedOp for an operator
+    that cannot be trained through, ModelError for a graph without weights, DataError for rows
+    that cannot be trained on, RecipeError for a device that is not there.
+    """
+    began = time.perf_counter()
+    resources = resources or Resources()
+    device = find_device(resources.device)
+    module = lower(graph)
+    _check_weights(module)
+    taught = None if teacher is None else lower(teacher)
+    checkpoint = None
+    if resources.checkpoints is not None:
+        key = identity(graph, teacher, dataset, plan, (resources.seed, objective, *hooks))
+        checkpoint = Checkpoint(resources.checkpoints, key)
+    cards = list(range(torch.cuda.device_count())) if device == "cuda" else []
+    with limited_threads(resources.threads), torch.random.fork_rng(devices=cards):
+        torch.manual_seed(resources.seed)
+        for hook in hooks:
+            hook.start(Training(module))
+        job = Job(module, objective, plan, resources, tuple(hooks), checkpoint)
+        saved = checkpoint.load() if checkpoint else None
+        history = History(device=device)
+        fixed = None if saved is None else Format(*saved.layout)
+        order = _Order(graph, dataset, taught, device, began)
+        setup = _set_up(job, order, history, fixed)
+        Course(job, setup, history).run(saved)
+        history.changed = write_back(module, graph)
+    return history
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is trained, on what."""
+
+    graph: Graph
+    dataset: Dataset
+    taught: LoweredModule | None
+    device: str
+    began: float
+
+
+def _set_up(job: Job, order: _Order, history: History, fixed: Format | None) -> Setup:
+    """Read the rows, choose how to compute (unless that is `fixed`), place the networks."""
+    module, plan = job.module, job.plan
+    fabric = launch(order.device, _precision(module))
+    module.to(fabric.device)
+    trained, held = part_rows(order.dataset, plan, job.resources.seed)
+    rows = Rows(order.dataset, order.graph, fabric.device)
+    feed = Feed(rows, trained, _drawing(job, order, rows, len(trained), fabric))
+    pace = Pace(plan, feed.epoch_steps, fabric, order.began)
+    layout = _choose(job, order, feed, fabric, history, fixed)
+    history.format = str(layout)
+    if layout.bf16:
+        fabric = launch(order.device, "bf16-mixed")
+    feed.channels_last = layout.channels_last
+    arrange(module, layout)
+    teacher = None
+    if order.taught is not None:
+        arrange(order.taught, layout)
+        teacher = Teacher(order.taught, fabric)
+        teacher.learn_by_heart(feed, most_epochs=plan.most_epochs, seconds=_recital_seconds(plan))
+    optimizer = make_optimizer(module.parameters(), plan)
+    wrapped, optimizer = fabric.setup(synchronised(module, fabric), optimizer)
+    return Setup(fabric, layout, wrapped, optimizer, feed, held, teacher, pace)
+
+
+def _drawing(job: Job, order: _Order, rows: Rows, count: int, fabric: Fabric) -> Drawing:
+    processes = fabric.world_size
+    return Drawing(
+        batch=batch_size(order.dataset, count, job.plan.batch, processes),
+        augment=chosen_variants(job.plan.augment, rows, taught=order.taught is not None),
+        seed=job.resources.seed,
+        rank=fabric.global_rank,
+        processes=processes,
+    )
+
+
+def _choose(
+    job: Job, order: _Order, feed: Feed, fabric: Fabric, history: History, fixed: Format | None
+) -> Format:
+    """The format; with several processes all take what the first one finds."""
+    batch = next(feed.in_order(feed.trained[: feed.batch]))
+    if order.taught is not None:
+        batch = Teacher(order.taught.to(fabric.device), fabric).teach(batch)
+    allowed = [fixed] if fixed else candidates(job.plan, job.module, fabric.device)
+    best = fastest_format(job.module, job.objective, batch, allowed, history)
+    return best if fabric.world_size == 1 else fabric.broadcast(best)
+
+
+def _recital_seconds(plan: Plan) -> float:
+    return math.inf if plan.minutes is None else 60 * plan.minutes * _RECITAL
+
+
+def _check_weights(module: LoweredModule) -> None:
+    weights = trained_weights(module)
+    if not weights:
+        raise ModelError("train: the network has no weights that could be trained")
+    for name, parameter in weights.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ModelError(
+                f"train: weights must be float32 or float64 to be trained, {name!r} is "
+                f"{str(parameter.dtype).removeprefix('torch.')}; train before narrowing them"
+            )
+
+
+def _precision(module: LoweredModule) -> str:
+    doubles = any(p.dtype == torch.float64 for p in module.parameters())
+    return "64-true" if doubles else "32-true"

@@ -1,0 +1,60 @@
+"""Train a network further, with labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from graphopt import train
+from graphopt.data import is_function_name
+from graphopt.errors import RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context, Need, Pass, Promise
+from graphopt.train import Plan
+
+__all__ = ["Finetune"]
+
+
+@dataclass(frozen=True)
+class Finetune(Plan, Pass):
+    """Train the network further with the labels of the data.
+
+    `loss` is cross-entropy (with `label_smoothing`), mse, or `file.py:function`, which is called
+    with a list of the outputs and the labels, all torch tensors, and returns a scalar one.
+
+    Training ends after `epochs` or `minutes`, whichever is first (without both: 10 epochs); the
+    learning rate gets to its end within that. Images are varied as `augment` says: auto (crop),
+    or some of flip, crop, cutout, mixup. A part `holdout` of the rows is not trained on, and the
+    weights that do best on it are kept. Precision and memory layout are what is fastest here,
+    unless given. A run with a work directory that was killed goes on from its last checkpoint.
+    """
+
+    name: ClassVar[str] = "finetune"
+    promise: ClassVar[Promise] = Promise.LOSSY
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TRAINING})
+    loss: str = "cross-entropy"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.label_smoothing < 1:
+            raise RecipeError(
+                f"{self.name}: label_smoothing must be at least 0 and below 1, got "
+                f"{self.label_smoothing}"
+            )
+        if self.loss not in train.LOSSES and not is_function_name(self.loss):
+            raise RecipeError(
+                f"{self.name}: loss must be {', '.join(train.LOSSES)} or file.py:function, got "
+                f"{self.loss!r}"
+            )
+
+    def run(self, graph: Graph, context: Context) -> None:
+        if context.calibration is None:
+            raise RecipeError(f"{self.name}: needs inputs to train on; give --data with labels")
+        objective = train.objective_of(self.loss, self.label_smoothing)
+        history = train.finetune(
+            graph, context.calibration, objective, self, resources=context.resources()
+        )
+        context.notes.update(history.as_notes())
+        if history.stopped is not None:
+            context.notes["unmet"] = [history.stopped]
