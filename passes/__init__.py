@@ -40,6 +40,7 @@ CATALOG: Mapping[str, str] = {
     "merge-reshapes": "passes.merge_reshapes:MergeReshapes",
     "merge-slices": "passes.merge_slices:MergeSlices",
     "quantize-dynamic": "passes.quantize_dynamic:QuantizeDynamic",
+    "quantize-static": "passes.quantize_static:QuantizeStatic",
     "quantize-weights": "passes.quantize_weights:QuantizeWeights",
     "re-estimate-batch-norm": "passes.re_estimate_batch_norm:ReEstimateBatchNorm",
     "refit": "passes.refit:Refit",

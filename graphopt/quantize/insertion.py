@@ -1,0 +1,164 @@
+"""Carry out a plan: QuantizeLinear and DequantizeLinear in one edit.
+
+A tensor that is computed on integers keeps its name for the values read back from its grid, so
+whoever reads it, graph outputs too, reads what integers can tell. One that is computed in floats
+keeps its name and its values; only layers read it from the grid.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import onnx
+from onnx import version_converter
+
+from graphopt.errors import ModelError
+from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.quantize.grid import Grid
+from graphopt.quantize.placement import Unit
+from graphopt.quantize.plan import Plan
+
+__all__ = ["LEAST_OPSET", "insert", "upgrade"]
+
+_LOG = logging.getLogger(__name__)
+
+LEAST_OPSET = 13
+"""From here on QuantizeLinear and DequantizeLinear know scales for each channel."""
+
+
+def upgrade(graph: Graph) -> None:
+    """Bring a graph to the operator set that quantization needs.
+
+    Raises ModelError if ONNX's converter cannot.
+    """
+    if graph.opset >= LEAST_OPSET:
+        return
+    try:
+        model = version_converter.convert_version(graph.to_model(), LEAST_OPSET)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(
+            f"quantize: needs operator set {LEAST_OPSET}, the model has {graph.opset} and cannot "
+            f"be converted ({' '.join(str(error).split())[:200]}); export it anew"
+        ) from error
+    _LOG.info("operator set %d converted to %d", graph.opset, LEAST_OPSET)
+    graph.adopt(Graph.load(model))
+
+
+def insert(graph: Graph, plan: Plan) -> None:
+    """Put a plan's units on integers."""
+    if not plan.placement.units:
+        return
+    graph.apply(_Insertion(graph, plan).edit())
+    graph.prune()
+
+
+class _Insertion:
+    """The nodes and constants of one edit, gathered unit by unit."""
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        self._graph, self._plan = graph, plan
+        self._made = {name for unit in plan.placement.units for name in unit.outputs}
+        self._taken: set[str] = set()
+        self._constants: dict[str, Array] = {}
+        self._nodes: list[NewNode] = []
+        self._read_as: dict[str, str] = {}
+        self._stored: dict[tuple[str, int], str] = {}
+        self._ends: dict[int, tuple[str, str]] = {}
+
+    def edit(self) -> Edit:
+        units = self._plan.placement.units
+        for name in dict.fromkeys(name for unit in units for name in unit.reads):
+            self._source(name)
+        for unit in units:
+            self._unit(unit)
+        gone = {id(node): node for unit in units for node in unit.nodes}
+        return Edit(remove=tuple(gone.values()), add=tuple(self._nodes), constants=self._constants)
+
+    def _fresh(self, hint: str) -> str:
+        """A name that neither the graph nor this edit has."""
+        name, count = self._graph.fresh(hint), 1
+        while name in self._taken:
+            count += 1
+            name = self._graph.fresh(f"{hint}_{count}")
+        self._taken.add(name)
+        return name
+
+    def _source(self, name: str) -> None:
+        """Decide under which name units read a tensor, and make that if no unit does."""
+        if name in self._made:
+            self._read_as[name] = name
+        elif name in self._plan.operands:
+            self._read_as[name] = self._store(name, self._plan.operands[name])
+        else:
+            self._read_as[name] = self._fresh(f"{name}_dq")
+            self._pair(name, name, self._read_as[name])
+
+    def _pair(self, tensor: str, source: str, target: str) -> None:
+        """Quantize `source` on the grid of `tensor`, and read it back as `target`."""
+        codes = self._fresh(f"{tensor}_q")
+        ends = self._parameters(tensor, self._plan.activations[tensor])
+        self._nodes.append(NewNode("QuantizeLinear", (source, *ends), (codes,)))
+        self._nodes.append(NewNode("DequantizeLinear", (codes, *ends), (target,)))
+
+    def _parameters(self, tensor: str, grid: Grid) -> tuple[str, str]:
+        """A grid's scale and zero point as constants; tensors that share a grid share them."""
+        if id(grid) not in self._ends:
+            scale, zero = self._fresh(f"{tensor}_scale"), self._fresh(f"{tensor}_zero")
+            self._constants |= {scale: grid.scale, zero: grid.zero}
+            self._ends[id(grid)] = scale, zero
+        return self._ends[id(grid)]
+
+    def _store(self, name: str, grid: Grid, array: Array | None = None) -> str:
+        """Keep a constant as integers, once for each grid; return what reads it back."""
+        key = name, id(grid)
+        if key not in self._stored:
+            values = self._graph.constant(name) if array is None else array
+            assert values is not None, "what is stored is constant"
+            codes, self._stored[key] = self._fresh(f"{name}_q"), self._fresh(f"{name}_dq")
+            self._constants[codes] = grid.quantize(values)
+            ends = self._parameters(name, grid)
+            attrs = {} if grid.axis is None else {"axis": grid.axis}
+            read = NewNode("DequantizeLinear", (codes, *ends), (self._stored[key],), attrs)
+            self._nodes.append(read)
+        return self._stored[key]
+
+    def _unit(self, unit: Unit) -> None:
+        """The operator on what was read from grids, and the grids of what it makes."""
+        gridded = [name for name in unit.outputs if name in self._plan.activations]
+        ends = {name: self._fresh(f"{name}_f") for name in gridded}
+        node, (op, attrs) = unit.node, unit.executed
+        inputs = self._inputs(unit)
+        if len(unit.outputs) > 1:
+            made = tuple(ends.get(tensor.name, tensor.name) for tensor in node.outputs)
+        else:
+            made = (ends.get(unit.name, unit.name),)
+        if unit.adds_bias:
+            between = node.outputs[0].name
+            self._nodes.append(NewNode(op, inputs, (between,), attrs, name=node.name))
+            op, inputs, attrs = "Add", (between, self._added(unit)), {}
+        self._nodes.append(NewNode(op, inputs, made, attrs, name=node.name))
+        for name in gridded:
+            self._pair(name, ends[name], name)
+
+    def _inputs(self, unit: Unit) -> tuple[str | Array, ...]:
+        inputs = [self._read_as.get(t.name, t.name) for t in unit.node.inputs]
+        if unit.weight is None:
+            return tuple(inputs)
+        inputs[1] = self._store(unit.weight, self._plan.weights[unit.weight, unit.axis])
+        if unit.bias is None or unit.name not in self._plan.biases:
+            return tuple(inputs)
+        values = self._graph.constant(unit.bias)
+        assert values is not None, "a layer's bias is constant"
+        grid = self._plan.biases[unit.name]
+        return (*inputs[:2], self._store(unit.bias, grid, values.reshape(-1)))
+
+    def _added(self, unit: Unit) -> str | Array:
+        """The bias behind a product of matrices, which stays in floats.
+
+        A second axis keeps ONNX Runtime from merging the two into a Gemm that it then runs in
+        floats, where no grid follows.
+        """
+        assert unit.bias is not None, "what is added is a bias"
+        values = self._graph.constant(unit.bias)
+        assert values is not None, "a bias is constant"
+        return unit.bias if unit.name in self._plan.activations else values.reshape(1, -1)

@@ -1,0 +1,268 @@
+"""Decide which nodes run on integers, and which tensors therefore get a grid, and which share one.
+
+A layer runs on integers if its operator has a kernel and its weight is constant. What lies between
+layers joins them where that saves going back to floats. Relu and Clip right behind are absorbed:
+the ends of the grid clamp as they do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from networkx.utils import UnionFind
+
+from graphopt.ir import Graph
+from graphopt.quantize.rules import RULES, Role, Rule, clamp_bounds
+
+__all__ = ["Placement", "Unit", "is_quantized", "place"]
+
+_ANYTHING = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One computation on integers, with what it absorbs; tensors by name.
+
+    nodes      the operator, then the Add of a bias behind a MatMul, then the clamp
+    reads      inputs that are read as integers, constants among them
+    weight     of a layer, with the axis of its output channels
+    outputs    after what is absorbed; without a grid behind them they are floats
+    bounds     what the values are clamped to
+    """
+
+    rule: Rule
+    nodes: tuple[gs.Node, ...]
+    reads: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weight: str | None = None
+    axis: int = 0
+    bias: str | None = None
+    bounds: tuple[float, float] = _ANYTHING
+
+    @property
+    def node(self) -> gs.Node:
+        return self.nodes[0]
+
+    @property
+    def name(self) -> str:
+        """By what a plan calls it: its first output."""
+        return self.outputs[0]
+
+    @property
+    def executed(self) -> tuple[str, Mapping[str, object]]:
+        """The operator and its attributes on integers."""
+        return self.rule.instead or (self.node.op, dict(self.node.attrs))
+
+    @property
+    def adds_bias(self) -> bool:
+        """Whether an Add behind the product keeps the bias, in floats."""
+        return self.bias is not None and self.executed[0] == "MatMul"
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """What runs on integers.
+
+    units    in topological order
+    groups   computed tensors with a grid, by the group of those that share it
+    floats   nodes that stay in floating point though their operator has a kernel, and why
+    """
+
+    units: tuple[Unit, ...]
+    groups: Mapping[str, tuple[str, ...]]
+    floats: Mapping[str, str] = field(default_factory=dict)
+
+
+_QUANTIZED_OPS = frozenset(
+    {
+        "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv",
+        "QLinearMatMul", "QuantizeLinear",
+    }
+)  # fmt: skip
+
+
+def is_quantized(graph: Graph) -> bool:
+    """Whether a graph computes on integers of few bits already."""
+    return any(
+        node.op in _QUANTIZED_OPS or node.op.startswith(("QLinear", "QGemm", "MatMulNBits"))
+        for node in graph.all_nodes()
+    )
+
+
+def place(graph: Graph, exclude: Sequence[str] = (), ops: Iterable[str] | None = None) -> Placement:
+    """Decide for the main scope of a graph.
+
+    `exclude` are patterns (fnmatch) of nodes, of what they compute, or of operators; `ops` the
+    operators that may run on integers, all that can if it is None.
+    """
+    allowed = set(RULES) if ops is None else set(ops)
+    floats: dict[str, str] = {}
+    units: list[Unit] = []
+    for node in graph.nodes:
+        if node.op not in RULES or node.domain not in (None, "", "ai.onnx"):
+            continue
+        why = "excluded" if node.op not in allowed or _matches(node, exclude) else None
+        found = why or _unit(graph, node)
+        if isinstance(found, str):
+            floats[node.outputs[0].name] = found
+        elif found is not None:
+            units.append(found)
+    kept = _settled(graph, _with_clamps(graph, units, exclude))
+    joined = {id(node) for unit in kept for node in unit.nodes}
+    for unit in units:
+        if id(unit.node) not in joined:
+            floats[unit.name] = "it would stand alone between floats"
+    return Placement(tuple(kept), _groups(graph, kept), floats)
+
+
+def _matches(node: gs.Node, patterns: Sequence[str]) -> bool:
+    names = [node.name, node.op, *(tensor.name for tensor in node.outputs)]
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def _unit(graph: Graph, node: gs.Node) -> Unit | str | None:
+    """What a node would be on integers, or why it cannot be; None if it computes no floats."""
+    rule = RULES[node.op]
+    outputs = tuple(
+        t.name
+        for t in node.outputs
+        if t.name and (graph.consumers(t.name) or graph.is_output(t.name))
+    )
+    data = [tensor.name for tensor in node.inputs]
+    if not outputs or graph.dtype(outputs[0]) != np.float32:
+        return None
+    weight = len(data) > 1 and graph.constant(data[1]) is not None
+    if reason := rule.refuse(graph, node):
+        return reason
+    if rule.role is Role.LAYER and not weight:
+        if node.op != "MatMul" or graph.constant(data[0]) is not None:
+            return "its weight is computed"
+        return Unit(Rule(Role.COMPUTE), (node,), tuple(data), outputs)
+    if rule.role is Role.LAYER:
+        return _layer(graph, node, rule, data, outputs)
+    if graph.constant(data[0]) is not None and rule.role is Role.MOVE:
+        return "it reads a constant"
+    reads = data[:1] if rule.role is Role.MOVE or rule.instead else data
+    return Unit(rule, (node,), tuple(reads), outputs)
+
+
+def _layer(
+    graph: Graph, node: gs.Node, rule: Rule, data: Sequence[str], outputs: tuple[str, ...]
+) -> Unit | str:
+    weight = graph.constant(data[1])
+    assert weight is not None, "a layer has a constant weight"
+    if weight.dtype != np.float32 or graph.constant(data[0]) is not None:
+        return "its input is constant, or its weight no float32"
+    if not np.isfinite(weight.astype(np.float32)).all():
+        return "its weight is not finite"
+    if node.op == "MatMul" and weight.ndim != 2:
+        return f"its weight has {weight.ndim} axes"
+    bias = data[2] if len(data) > 2 and data[2] else None
+    if bias is not None and graph.constant(bias) is None:
+        return "its bias is computed"
+    nodes: tuple[gs.Node, ...] = (node,)
+    if node.op == "MatMul" and (adder := _bias_adder(graph, node, weight.shape[1])):
+        bias = next(t.name for t in adder.inputs if graph.constant(t.name) is not None)
+        nodes, outputs = (node, adder), (adder.outputs[0].name,)
+        if len(graph.shape(data[0]) or ()) == 2:
+            rule = replace(rule, instead=("Gemm", {}))
+    return Unit(rule, nodes, (data[0],), outputs, data[1], rule.weight_axis(node), bias)
+
+
+def _bias_adder(graph: Graph, node: gs.Node, columns: int) -> gs.Node | None:
+    """The Add of a bias behind a MatMul, if nothing else reads the product."""
+    reader = _sole_reader(graph, node.outputs[0].name)
+    if reader is None or reader.op != "Add":
+        return None
+    constants = [graph.constant(t.name) for t in reader.inputs]
+    sizes = [array.shape for array in constants if array is not None]
+    return reader if sizes == [(columns,)] else None
+
+
+def _sole_reader(graph: Graph, name: str) -> gs.Node | None:
+    readers = graph.consumers(name)
+    if len(readers) != 1 or graph.is_output(name):
+        return None
+    inside = graph.scope_of(readers[0]) is graph.scope_of(graph.nodes[0])
+    return readers[0] if inside else None
+
+
+def _with_clamps(graph: Graph, units: Sequence[Unit], exclude: Sequence[str]) -> list[Unit]:
+    """The units, each with the Relu or Clip behind it; those do not stand for themselves then."""
+    made, taken = [], set[int]()
+    for unit in units:
+        if id(unit.node) in taken:
+            continue
+        for node in unit.nodes[1:]:
+            taken.add(id(node))
+        reader = _sole_reader(graph, unit.name) if len(unit.outputs) == 1 else None
+        bounds = None if reader is None else clamp_bounds(graph, reader)
+        if reader is not None and bounds is not None and unit.rule.role is not Role.MOVE:
+            taken.add(id(reader))
+            outputs = (reader.outputs[0].name,)
+            unit = replace(unit, nodes=(*unit.nodes, reader), outputs=outputs, bounds=bounds)
+        made.append(unit)
+    return [unit for unit in made if id(unit.node) not in taken]
+
+
+def _settled(graph: Graph, units: Sequence[Unit]) -> list[Unit]:
+    """Drop what does not lie between layers, until nothing more goes."""
+    kept = list(units)
+    while True:
+        makers = {name for unit in kept for name in unit.outputs}
+        read = {name for unit in kept for name in unit.reads}
+        inputs = makers | set(graph.inputs)
+        rest = [unit for unit in kept if _pays(unit, makers, inputs, read)]
+        if len(rest) == len(kept):
+            break
+        kept = rest
+    return [_float_out(unit, read) if unit.rule.floats_out else unit for unit in kept]
+
+
+def _pays(unit: Unit, makers: set[str], inputs: set[str], read: set[str]) -> bool:
+    """Whether a unit is a layer, or takes integers and hands them to another."""
+    if unit.rule.role is Role.LAYER:
+        return True
+    sources = inputs if unit.rule.role is Role.MOVE else makers
+    return any(name in sources for name in unit.reads) and any(n in read for n in unit.outputs)
+
+
+def _float_out(unit: Unit, read: set[str]) -> Unit:
+    """A layer that nothing reads as integers gives floats, and absorbs no clamp."""
+    if unit.name in read or unit.bounds == _ANYTHING:
+        return unit
+    nodes = unit.nodes[:-1]
+    return replace(unit, nodes=nodes, outputs=(nodes[-1].outputs[0].name,), bounds=_ANYTHING)
+
+
+def _groups(graph: Graph, units: Sequence[Unit]) -> dict[str, tuple[str, ...]]:
+    """Computed tensors that get a grid, with those that share it, by the first of them."""
+    read = {name for unit in units for name in unit.reads}
+    made = {
+        name for unit in units for name in unit.outputs if name in read or not unit.rule.floats_out
+    }
+    tensors = sorted(name for name in read | made if graph.constant(name) is None)
+    sets = UnionFind(tensors)
+    bounds: dict[str, tuple[float, float]] = {}
+    for unit in units:
+        found = {bounds.get(name, _ANYTHING) for name in unit.reads}
+        made_within = unit.bounds
+        if unit.rule.role is Role.MOVE:
+            sets.union(unit.reads[0], *unit.outputs)
+            made_within = found.pop()
+        elif unit.node.op == "Concat" and len(found) == 1 and found >= {unit.bounds} - {_ANYTHING}:
+            made_within = found.pop()
+            sets.union(unit.name, *(n for n in unit.reads if _only_read_here(graph, sets, n)))
+        bounds.update(dict.fromkeys(unit.outputs, made_within))
+    return {min(group): tuple(sorted(group)) for group in sets.to_sets()}
+
+
+def _only_read_here(graph: Graph, sets: UnionFind, name: str) -> bool:
+    """Whether a tensor, and all whose grid it has, go to one reader: no other feels its grid."""
+    group = next((g for g in sets.to_sets() if name in g), None)
+    return group is not None and all(_sole_reader(graph, other) for other in group)
