@@ -7,12 +7,10 @@ from typing import ClassVar
 
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
-from graphopt.passbase import Context, Need, Pass, Promise
+from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.quantize.calibrators import CALIBRATORS
-from graphopt.quantize.collecting import Effort, collect
-from graphopt.quantize.insertion import insert, upgrade
-from graphopt.quantize.placement import is_quantized, place
-from graphopt.quantize.plan import make_plan, watched
+from graphopt.quantize.collecting import Effort
+from graphopt.quantize.static import Findings, Settings, quantize
 
 __all__ = ["QuantizeStatic"]
 
@@ -28,6 +26,10 @@ class QuantizeStatic(Pass):
     percentile, entropy or mse; calibration ends early after `seconds`, or once doubling the
     inputs moved no range by more than the fraction `settled`. `exclude` are patterns of nodes,
     tensors or operators that stay in floating point, joined by |.
+
+    Layers that ruin the outputs go back to floats until these have `least_db` decibels of signal
+    over error on calibration inputs. If `pays`, what is not faster by measurement is taken out
+    again, be it one stretch of layers or all of them.
     """
 
     name: ClassVar[str] = "quantize-static"
@@ -38,6 +40,8 @@ class QuantizeStatic(Pass):
     seconds: float | None = None
     settled: float | None = 0.02
     exclude: str = ""
+    least_db: float | None = 15.0
+    pays: bool = True
 
     def __post_init__(self) -> None:
         if self.calibrator not in CALIBRATORS:
@@ -47,25 +51,36 @@ class QuantizeStatic(Pass):
             )
         if self.samples < 1:
             raise RecipeError(f"{self.name}: samples must be at least 1, got {self.samples}")
+        for name, value in (("seconds", self.seconds), ("settled", self.settled)):
+            if value is not None and not value > 0:
+                raise RecipeError(f"{self.name}: {name} must be above 0, got {value}")
 
     def run(self, graph: Graph, context: Context) -> None:
         if context.calibration is None:
             raise RecipeError(f"{self.name}: needs inputs to calibrate on; give --data, unlabeled")
-        if is_quantized(graph):
-            context.notes["left alone"] = "the model is quantized already"
-            return
-        upgrade(graph)
-        placement = place(graph, [p for p in self.exclude.split("|") if p])
-        names = [name for group in watched(placement).values() for name in group]
-        found = collect(
-            graph,
-            names,
-            context.calibration.take(self.samples),
+        settings = Settings(
+            self.calibrator,
             Effort(self.seconds, self.settled),
-            threads=context.threads,
-            progress=lambda part: context.progress("calibrating", part),
+            tuple(pattern for pattern in self.exclude.split("|") if pattern),
+            self.least_db,
+            self.pays,
+            context.threads,
         )
-        plan = make_plan(graph, placement, found.seen, CALIBRATORS[self.calibrator])
-        insert(graph, plan)
-        context.notes["inputs"] = found.inputs
-        context.notes["plan"] = [*str(plan).splitlines()]
+        found = quantize(graph, context.calibration.take(self.samples), settings, context.progress)
+        _note(found, context.notes)
+
+
+def _note(found: Findings, notes: dict[str, Note]) -> None:
+    """What the report is told."""
+    if found.why is not None:
+        notes["kept in floats"] = found.why
+    if found.collected is not None:
+        notes["inputs"] = found.collected.inputs
+        notes["stopped"] = found.collected.stopped
+    notes["decibels"] = found.decibels
+    notes["latency_ratio"] = found.ratio
+    notes["layer_errors"] = dict[str, Note](found.alone)
+    notes["freed"] = [*found.freed]
+    notes["islands"] = dict[str, Note](found.islands)
+    if found.plan is not None:
+        notes["plan"] = [*str(found.plan).splitlines()]

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import version_converter
 
 from graphopt.errors import ModelError
 from graphopt.ir import Array, Edit, Graph, NewNode
-from graphopt.quantize.grid import Grid
+from graphopt.quantize.grid import BIAS, Grid
 from graphopt.quantize.placement import Unit
 from graphopt.quantize.plan import Plan
 
@@ -63,7 +64,7 @@ class _Insertion:
         self._nodes: list[NewNode] = []
         self._read_as: dict[str, str] = {}
         self._stored: dict[tuple[str, int], str] = {}
-        self._ends: dict[int, tuple[str, str]] = {}
+        self._ends: dict[int, tuple[str, ...]] = {}
 
     def edit(self) -> Edit:
         units = self._plan.placement.units
@@ -71,8 +72,13 @@ class _Insertion:
             self._source(name)
         for unit in units:
             self._unit(unit)
-        gone = {id(node): node for unit in units for node in unit.nodes}
-        return Edit(remove=tuple(gone.values()), add=tuple(self._nodes), constants=self._constants)
+        gone = tuple(self._node(name) for unit in units for name in unit.nodes)
+        return Edit(remove=gone, add=tuple(self._nodes), constants=self._constants)
+
+    def _node(self, output: str) -> gs.Node:
+        node = self._graph.producer(output)
+        assert node is not None, "a plan names nodes of its graph"
+        return node
 
     def _fresh(self, hint: str) -> str:
         """A name that neither the graph nor this edit has."""
@@ -100,12 +106,18 @@ class _Insertion:
         self._nodes.append(NewNode("QuantizeLinear", (source, *ends), (codes,)))
         self._nodes.append(NewNode("DequantizeLinear", (codes, *ends), (target,)))
 
-    def _parameters(self, tensor: str, grid: Grid) -> tuple[str, str]:
-        """A grid's scale and zero point as constants; tensors that share a grid share them."""
+    def _parameters(self, tensor: str, grid: Grid) -> tuple[str, ...]:
+        """A grid's scale and zero point as constants; tensors that share a grid share them.
+
+        Biases have no zero point; ONNX Runtime wants one of weights, though it is 0.
+        """
         if id(grid) not in self._ends:
             scale, zero = self._fresh(f"{tensor}_scale"), self._fresh(f"{tensor}_zero")
-            self._constants |= {scale: grid.scale, zero: grid.zero}
-            self._ends[id(grid)] = scale, zero
+            ends: dict[str, Array] = {scale: grid.scale}
+            if grid.format != BIAS:
+                ends[zero] = grid.zero
+            self._constants |= ends
+            self._ends[id(grid)] = tuple(ends)
         return self._ends[id(grid)]
 
     def _store(self, name: str, grid: Grid, array: Array | None = None) -> str:
@@ -126,12 +138,13 @@ class _Insertion:
         """The operator on what was read from grids, and the grids of what it makes."""
         gridded = [name for name in unit.outputs if name in self._plan.activations]
         ends = {name: self._fresh(f"{name}_f") for name in gridded}
-        node, (op, attrs) = unit.node, unit.executed
-        inputs = self._inputs(unit)
-        if len(unit.outputs) > 1:
-            made = tuple(ends.get(tensor.name, tensor.name) for tensor in node.outputs)
+        node = self._node(unit.nodes[0])
+        op, attrs = unit.rule.instead or (node.op, dict(node.attrs))
+        inputs = self._inputs(unit, node)
+        if len(unit.nodes) > 1:
+            made: tuple[str, ...] = (ends.get(unit.name, unit.name),)
         else:
-            made = (ends.get(unit.name, unit.name),)
+            made = tuple(ends.get(tensor.name, tensor.name) for tensor in node.outputs)
         if unit.adds_bias:
             between = node.outputs[0].name
             self._nodes.append(NewNode(op, inputs, (between,), attrs, name=node.name))
@@ -140,8 +153,8 @@ class _Insertion:
         for name in gridded:
             self._pair(name, ends[name], name)
 
-    def _inputs(self, unit: Unit) -> tuple[str | Array, ...]:
-        inputs = [self._read_as.get(t.name, t.name) for t in unit.node.inputs]
+    def _inputs(self, unit: Unit, node: gs.Node) -> tuple[str | Array, ...]:
+        inputs = [self._read_as.get(t.name, t.name) for t in node.inputs]
         if unit.weight is None:
             return tuple(inputs)
         inputs[1] = self._store(unit.weight, self._plan.weights[unit.weight, unit.axis])

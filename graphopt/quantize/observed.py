@@ -58,7 +58,8 @@ class Observed:
         rows = values.reshape(len(values) if values.ndim else 1, -1)
         lows, highs = rows.min(1), rows.max(1)
         low, high = float(lows.min()), float(highs.max())
-        exponent = max(math.frexp(max(-low, high))[1], _LEAST_EXPONENT)
+        most = max(-low, high, math.ldexp(0.5, _LEAST_EXPONENT))
+        exponent = math.frexp(most)[1]
         counts = _histogram(values.reshape(-1), exponent)
         weights = (1 - _SHARE) ** np.arange(len(rows))[::-1]
         faded = float(weights @ lows), float(weights @ highs)

@@ -8,7 +8,7 @@ the ends of the grid clamp as they do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -26,9 +26,9 @@ _ANYTHING = (-math.inf, math.inf)
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """One computation on integers, with what it absorbs; tensors by name.
+    """One computation on integers, with what it absorbs; everything by name.
 
-    nodes      the operator, then the Add of a bias behind a MatMul, then the clamp
+    nodes      by their first output: the operator, the Add of a bias behind a MatMul, the clamp
     reads      inputs that are read as integers, constants among them
     weight     of a layer, with the axis of its output channels
     outputs    after what is absorbed; without a grid behind them they are floats
@@ -36,7 +36,8 @@ class Unit:
     """
 
     rule: Rule
-    nodes: tuple[gs.Node, ...]
+    op: str
+    nodes: tuple[str, ...]
     reads: tuple[str, ...]
     outputs: tuple[str, ...]
     weight: str | None = None
@@ -45,23 +46,14 @@ class Unit:
     bounds: tuple[float, float] = _ANYTHING
 
     @property
-    def node(self) -> gs.Node:
-        return self.nodes[0]
-
-    @property
     def name(self) -> str:
         """By what a plan calls it: its first output."""
         return self.outputs[0]
 
     @property
-    def executed(self) -> tuple[str, Mapping[str, object]]:
-        """The operator and its attributes on integers."""
-        return self.rule.instead or (self.node.op, dict(self.node.attrs))
-
-    @property
     def adds_bias(self) -> bool:
         """Whether an Add behind the product keeps the bias, in floats."""
-        return self.bias is not None and self.executed[0] == "MatMul"
+        return self.bias is not None and self.op == "MatMul" and not self.rule.instead
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,30 +86,30 @@ def is_quantized(graph: Graph) -> bool:
     )
 
 
-def place(graph: Graph, exclude: Sequence[str] = (), ops: Iterable[str] | None = None) -> Placement:
+def place(graph: Graph, exclude: Sequence[str] = (), floats: Collection[str] = ()) -> Placement:
     """Decide for the main scope of a graph.
 
-    `exclude` are patterns (fnmatch) of nodes, of what they compute, or of operators; `ops` the
-    operators that may run on integers, all that can if it is None.
+    `exclude` are patterns (fnmatch) of nodes, of what they compute, or of operators that stay in
+    floats; so do the units named in `floats`.
     """
-    allowed = set(RULES) if ops is None else set(ops)
-    floats: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     units: list[Unit] = []
     for node in graph.nodes:
         if node.op not in RULES or node.domain not in (None, "", "ai.onnx"):
             continue
-        why = "excluded" if node.op not in allowed or _matches(node, exclude) else None
-        found = why or _unit(graph, node)
+        found = "excluded" if _matches(node, exclude) else _unit(graph, node)
         if isinstance(found, str):
-            floats[node.outputs[0].name] = found
+            reasons[node.outputs[0].name] = found
         elif found is not None:
             units.append(found)
-    kept = _settled(graph, _with_clamps(graph, units, exclude))
-    joined = {id(node) for unit in kept for node in unit.nodes}
+    whole = _with_clamps(graph, units)
+    freed = frozenset(floats)
+    kept = _settled(graph, [unit for unit in whole if not freed & {unit.name, *unit.nodes}])
+    joined = {node for unit in kept for node in unit.nodes}
     for unit in units:
-        if id(unit.node) not in joined:
-            floats[unit.name] = "it would stand alone between floats"
-    return Placement(tuple(kept), _groups(graph, kept), floats)
+        if unit.nodes[0] not in joined:
+            reasons[unit.name] = "it would stand alone between floats"
+    return Placement(tuple(kept), _groups(graph, kept), reasons)
 
 
 def _matches(node: gs.Node, patterns: Sequence[str]) -> bool:
@@ -142,13 +134,13 @@ def _unit(graph: Graph, node: gs.Node) -> Unit | str | None:
     if rule.role is Role.LAYER and not weight:
         if node.op != "MatMul" or graph.constant(data[0]) is not None:
             return "its weight is computed"
-        return Unit(Rule(Role.COMPUTE), (node,), tuple(data), outputs)
+        return Unit(Rule(Role.COMPUTE), node.op, outputs[:1], tuple(data), outputs)
     if rule.role is Role.LAYER:
         return _layer(graph, node, rule, data, outputs)
     if graph.constant(data[0]) is not None and rule.role is Role.MOVE:
         return "it reads a constant"
     reads = data[:1] if rule.role is Role.MOVE or rule.instead else data
-    return Unit(rule, (node,), tuple(reads), outputs)
+    return Unit(rule, node.op, (node.outputs[0].name,), tuple(reads), outputs)
 
 
 def _layer(
@@ -165,13 +157,14 @@ def _layer(
     bias = data[2] if len(data) > 2 and data[2] else None
     if bias is not None and graph.constant(bias) is None:
         return "its bias is computed"
-    nodes: tuple[gs.Node, ...] = (node,)
+    nodes = outputs
     if node.op == "MatMul" and (adder := _bias_adder(graph, node, weight.shape[1])):
         bias = next(t.name for t in adder.inputs if graph.constant(t.name) is not None)
-        nodes, outputs = (node, adder), (adder.outputs[0].name,)
+        outputs = (adder.outputs[0].name,)
+        nodes = (*nodes, *outputs)
         if len(graph.shape(data[0]) or ()) == 2:
             rule = replace(rule, instead=("Gemm", {}))
-    return Unit(rule, nodes, (data[0],), outputs, data[1], rule.weight_axis(node), bias)
+    return Unit(rule, node.op, nodes, (data[0],), outputs, data[1], rule.weight_axis(node), bias)
 
 
 def _bias_adder(graph: Graph, node: gs.Node, columns: int) -> gs.Node | None:
@@ -192,22 +185,21 @@ def _sole_reader(graph: Graph, name: str) -> gs.Node | None:
     return readers[0] if inside else None
 
 
-def _with_clamps(graph: Graph, units: Sequence[Unit], exclude: Sequence[str]) -> list[Unit]:
+def _with_clamps(graph: Graph, units: Sequence[Unit]) -> list[Unit]:
     """The units, each with the Relu or Clip behind it; those do not stand for themselves then."""
-    made, taken = [], set[int]()
+    made, taken = [], set[str]()
     for unit in units:
-        if id(unit.node) in taken:
+        if unit.nodes[0] in taken:
             continue
-        for node in unit.nodes[1:]:
-            taken.add(id(node))
+        taken.update(unit.nodes[1:])
         reader = _sole_reader(graph, unit.name) if len(unit.outputs) == 1 else None
         bounds = None if reader is None else clamp_bounds(graph, reader)
         if reader is not None and bounds is not None and unit.rule.role is not Role.MOVE:
-            taken.add(id(reader))
             outputs = (reader.outputs[0].name,)
-            unit = replace(unit, nodes=(*unit.nodes, reader), outputs=outputs, bounds=bounds)
+            taken.update(outputs)
+            unit = replace(unit, nodes=(*unit.nodes, *outputs), outputs=outputs, bounds=bounds)
         made.append(unit)
-    return [unit for unit in made if id(unit.node) not in taken]
+    return made
 
 
 def _settled(graph: Graph, units: Sequence[Unit]) -> list[Unit]:
@@ -237,7 +229,7 @@ def _float_out(unit: Unit, read: set[str]) -> Unit:
     if unit.name in read or unit.bounds == _ANYTHING:
         return unit
     nodes = unit.nodes[:-1]
-    return replace(unit, nodes=nodes, outputs=(nodes[-1].outputs[0].name,), bounds=_ANYTHING)
+    return replace(unit, nodes=nodes, outputs=nodes[-1:], bounds=_ANYTHING)
 
 
 def _groups(graph: Graph, units: Sequence[Unit]) -> dict[str, tuple[str, ...]]:
@@ -255,7 +247,7 @@ def _groups(graph: Graph, units: Sequence[Unit]) -> dict[str, tuple[str, ...]]:
         if unit.rule.role is Role.MOVE:
             sets.union(unit.reads[0], *unit.outputs)
             made_within = found.pop()
-        elif unit.node.op == "Concat" and len(found) == 1 and found >= {unit.bounds} - {_ANYTHING}:
+        elif unit.op == "Concat" and len(found) == 1 and found >= {unit.bounds} - {_ANYTHING}:
             made_within = found.pop()
             sets.union(unit.name, *(n for n in unit.reads if _only_read_here(graph, sets, n)))
         bounds.update(dict.fromkeys(unit.outputs, made_within))

@@ -58,6 +58,11 @@ def _only_first_output(graph: Graph, node: gs.Node) -> str | None:
     return f"its output {used[0]!r} is read" if used else None
 
 
+def _all_outputs(graph: Graph, node: gs.Node) -> str | None:
+    idle = [t.name for t in node.outputs if not graph.consumers(t.name)]
+    return f"its output {idle[0]!r} is not read" if idle else None
+
+
 def _gemm(graph: Graph, node: gs.Node) -> str | None:
     for key in ("alpha", "beta"):
         if float(node.attrs.get(key, 1.0)) != 1.0:
@@ -115,7 +120,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "Resize": Rule(Role.MOVE, _resize),
         "Sigmoid": _COMPUTE,
         "Slice": _MOVE,
-        "Split": _MOVE,
+        "Split": Rule(Role.MOVE, _all_outputs),
         "Squeeze": _MOVE,
         "Tile": _MOVE,
         "Transpose": _MOVE,

@@ -1,0 +1,216 @@
+"""Static quantization from placement to insertion: calibrate, plan, check, and keep what pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from graphopt.data import Dataset
+from graphopt.ir import Graph
+from graphopt.quantize.calibrators import CALIBRATORS
+from graphopt.quantize.collecting import Collected, Effort, collect
+from graphopt.quantize.insertion import insert, upgrade
+from graphopt.quantize.observed import Observed
+from graphopt.quantize.paying import islands, time_islands
+from graphopt.quantize.placement import Placement, is_quantized, place
+from graphopt.quantize.plan import Plan, make_plan, watched
+from graphopt.quantize.sensitivity import Errors, decibels, layer_errors, layers_to_free, only
+from graphopt.runtime import BenchPlan, bench
+from graphopt.runtime.observing import observe
+
+__all__ = ["Findings", "Settings", "quantize"]
+
+_JUDGED = 32
+"""Inputs on which the outputs' error is measured."""
+
+_ROUNDS = 3
+"""Errors of layers do not quite add up: what is missing is asked for again."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to quantize.
+
+    exclude    patterns of nodes, tensors or operators that stay in floats
+    least_db   layers go back to floats until the outputs have this signal over error; None: never
+    pays       whether integers that are not faster by measurement are taken out again
+    """
+
+    calibrator: str = "mse"
+    effort: Effort = field(default_factory=Effort)
+    exclude: tuple[str, ...] = ()
+    least_db: float | None = None
+    pays: bool = False
+    threads: int = 1
+
+
+@dataclass
+class Findings:
+    """What a run found out, for the report; `plan` is None where nothing was quantized."""
+
+    plan: Plan | None = None
+    why: str | None = None
+    collected: Collected | None = None
+    decibels: float | None = None
+    alone: Mapping[str, float] = field(default_factory=dict)
+    freed: list[str] = field(default_factory=list)
+    islands: Mapping[str, float] = field(default_factory=dict)
+    ratio: float | None = None
+
+
+Progress = Callable[[str, float], None]
+
+
+def quantize(graph: Graph, dataset: Dataset, settings: Settings, progress: Progress) -> Findings:
+    """Quantize a graph in place, or leave it alone and say why.
+
+    Raises DataError for inputs that cannot calibrate, ModelError for an operator set that cannot
+    be converted.
+    """
+    findings = Findings()
+    if is_quantized(graph):
+        findings.why = "the model is quantized already"
+        return findings
+    changed = graph.clone()
+    upgrade(changed)
+    placement = place(changed, settings.exclude)
+    if not any(unit.weight for unit in placement.units):
+        findings.why = "no layer has a kernel on integers"
+        return findings
+    seen = _calibrated(changed, placement, dataset, settings, progress, findings)
+    plan = make_plan(changed, placement, seen, CALIBRATORS[settings.calibrator])
+    if settings.least_db is not None:
+        plan = _near_enough(changed, plan, seen, dataset, settings, progress, findings)
+    if settings.pays:
+        plan = _without_losers(changed, plan, dataset, settings, progress, findings)
+    if findings.why is None and not plan.placement.units:
+        findings.why = "no layer was worth it"
+    if findings.why is not None:
+        return findings
+    insert(changed, plan)
+    if settings.pays and not _is_faster(graph, changed, dataset, settings, findings):
+        return findings
+    findings.plan = plan
+    graph.adopt(changed)
+    return findings
+
+
+def _calibrated(
+    graph: Graph,
+    placement: Placement,
+    dataset: Dataset,
+    settings: Settings,
+    progress: Progress,
+    findings: Findings,
+) -> dict[str, Observed]:
+    """What every tensor with a grid has shown; one that is only moved, what its source has."""
+    groups = watched(placement)
+    observed = {name for group in groups.values() for name in group}
+    order = [*graph.inputs, *(tensor.name for node in graph.nodes for tensor in node.outputs)]
+    names = [name for name in order if name in observed]
+    findings.collected = collect(
+        graph,
+        names,
+        dataset,
+        settings.effort,
+        threads=settings.threads,
+        progress=lambda part: progress("calibrating", part),
+    )
+    seen = dict(findings.collected.seen)
+    for group, sources in groups.items():
+        for name in placement.groups[group]:
+            seen.setdefault(name, seen[sources[0]])
+    return seen
+
+
+def _near_enough(
+    graph: Graph,
+    plan: Plan,
+    seen: Mapping[str, Observed],
+    dataset: Dataset,
+    settings: Settings,
+    progress: Progress,
+    findings: Findings,
+) -> Plan:
+    """A plan whose outputs are near enough: layers that ruin them go back to floats."""
+    assert settings.least_db is not None, "there is a limit"
+    errors = Errors.of(graph, dataset.take(_JUDGED), settings.threads)
+    wanted = budget = 10 ** (-settings.least_db / 10)
+    for _ in range(_ROUNDS):
+        total = errors.relative(_inserted(graph, plan))
+        findings.decibels = decibels(total)
+        if total <= wanted or not plan.layers:
+            return plan
+        if not findings.alone:
+            findings.alone = layer_errors(
+                graph, plan, errors, lambda part: progress("judging layers", part)
+            )
+        findings.freed += layers_to_free(graph, plan, findings.alone, total, budget)
+        budget /= 2
+        plan = _replanned(graph, findings.freed, seen, settings)
+    findings.decibels = decibels(errors.relative(_inserted(graph, plan)))
+    if findings.decibels < settings.least_db:
+        findings.why = (
+            f"outputs keep {findings.decibels:.1f} dB of signal over error, at least "
+            f"{settings.least_db:g} are wanted"
+        )
+    return plan
+
+
+def _inserted(graph: Graph, plan: Plan) -> Graph:
+    changed = graph.clone()
+    insert(changed, plan)
+    return changed
+
+
+def _replanned(
+    graph: Graph, freed: Collection[str], seen: Mapping[str, Observed], settings: Settings
+) -> Plan:
+    placement = place(graph, settings.exclude, floats=freed)
+    return make_plan(graph, placement, seen, CALIBRATORS[settings.calibrator])
+
+
+def _without_losers(
+    graph: Graph,
+    plan: Plan,
+    dataset: Dataset,
+    settings: Settings,
+    progress: Progress,
+    findings: Findings,
+) -> Plan:
+    """The plan without islands that take longer on integers than they do in floats."""
+    found = islands(graph, plan)
+    if len(found) < 2:
+        return plan
+    names = [name for island in found for name in island.reads]
+    values = next(
+        observe(graph, names, dataset.take(dataset.fixed_batch or 1), batch_size=1,
+                threads=settings.threads)
+    )  # fmt: skip
+    ratios = time_islands(
+        graph, plan, found, values, threads=settings.threads,
+        progress=lambda part: progress("timing islands", part),
+    )  # fmt: skip
+    findings.islands = {
+        island.units[0].name: ratio for island, ratio in zip(found, ratios, strict=True)
+    }
+    lost = {
+        unit.name
+        for island, ratio in zip(found, ratios, strict=True)
+        for unit in island.units
+        if ratio >= 1
+    }
+    return only(plan, [unit for unit in plan.placement.units if unit.name not in lost])
+
+
+def _is_faster(
+    graph: Graph, changed: Graph, dataset: Dataset, settings: Settings, findings: Findings
+) -> bool:
+    """Whether the whole is faster than floats are, by measurement."""
+    feeds = next(dataset.batches(1))
+    timing = bench(graph, changed, feeds=feeds, plan=BenchPlan(threads=settings.threads))
+    findings.ratio = timing.ratio
+    if timing.verdict == "faster":
+        return True
+    findings.why = f"integers take {timing.ratio:.2f} times as long as floats here"
+    return False

@@ -1,0 +1,160 @@
+"""quantize-static: bad input, hard weights, and when it leaves layers or all in floats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.data import Dataset
+from graphopt.errors import DataError, RecipeError
+from graphopt.ir import Graph
+from graphopt.manager import PassManager
+from graphopt.manager.judge import input_specs
+from graphopt.passbase import Context
+from passes.quantize_static import QuantizeStatic
+from tests.asserting import assert_valid, operators, parse, random_inputs, run_model
+from tests.quantize.executing import calibration, decibels, quantized, run_optimized
+
+CHAIN = """chain (float[N,4,6,6] x) => (float[N,4,6,6] y)
+<float[4,4,1,1] w0, float[4] b0, float[4,4,1,1] w1, float[4] b1> {
+    c = Conv<kernel_shape=[1,1]>(x, w0, b0)
+    r = Relu(c)
+    y = Conv<kernel_shape=[1,1]>(r, w1, b1)
+}"""
+
+
+def _run(graph: Graph, data: Dataset, **options: object) -> tuple[Graph, Context]:
+    result = graph.clone()
+    context = Context(original=graph, calibration=data)
+    QuantizeStatic(**{"pays": False, **options}).run(result, context)  # type: ignore[arg-type]
+    return result, context
+
+
+def _data(graph: Graph, **arrays: np.ndarray) -> Dataset:
+    return Dataset.from_arrays(arrays).bind(input_specs(graph))
+
+
+def test_nan_in_calibration_names_the_tensor() -> None:
+    graph = Graph.load(parse(CHAIN))
+    x = random_inputs(graph.to_model(), size=4)["x"]
+    x[2, 1] = np.nan
+    with pytest.raises(DataError, match="'x' holds NaN"):
+        _run(graph, _data(graph, x=x))
+
+
+def test_dead_and_constant_channels() -> None:
+    graph = Graph.load(parse(CHAIN))
+    weight = graph.constants()["w0"].astype(np.float32).copy()
+    weight[0] = 0
+    weight[1] = 1e-30
+    graph.set_constant("w0", weight)
+    graph.set_constant("b0", np.array([5, -3, 1e-20, 0], np.float32))
+    x = np.ones((8, 4, 6, 6), np.float32)
+    result, _ = _run(graph, _data(graph, x=x))
+    wanted, found = run_model(graph, {"x": x})[0], run_optimized(result, {"x": x})[0]
+    assert decibels(wanted, found) > 30
+    assert_valid(result)
+
+
+def test_a_layer_that_is_always_zero() -> None:
+    graph = Graph.load(parse(CHAIN))
+    graph.set_constant("b0", np.full(4, -1e4, np.float32))
+    data = calibration(graph)
+    result, _ = _run(graph, data)
+    feeds = random_inputs(graph.to_model(), size=4)
+    assert decibels(run_model(graph, feeds)[0], run_optimized(result, feeds)[0]) > 30
+
+
+def test_tied_weights_are_stored_once() -> None:
+    tied = CHAIN.replace("(r, w1, b1)", "(r, w0, b1)").replace(" float[4,4,1,1] w1,", "")
+    graph, result = quantized(tied)
+    stored = [n for n, array in result.constants().items() if array.dtype == np.int8
+              and array.ndim == 4]  # fmt: skip
+    assert stored == ["w0_q"]
+    assert operators(result).count("Conv") == 2
+    feeds = random_inputs(graph.to_model())
+    assert decibels(run_model(graph, feeds)[0], run_optimized(result, feeds)[0]) > 25
+
+
+@pytest.mark.parametrize("opset", [9, 11, 12])
+def test_older_operator_sets_are_converted(opset: int) -> None:
+    graph, result = quantized(parse(CHAIN, opset=opset))
+    assert result.opset == 13
+    feeds = random_inputs(graph.to_model())
+    assert decibels(run_model(graph, feeds)[0], run_optimized(result, feeds)[0]) > 25
+
+
+def test_a_quantized_model_is_left_alone() -> None:
+    _, once = quantized(CHAIN)
+    again, context = _run(once, calibration(once))
+    assert again.fingerprint() == once.fingerprint()
+    assert context.notes["kept in floats"] == "the model is quantized already"
+
+
+@pytest.mark.parametrize("pattern", ["Conv", "c", "r|y", "*"])
+def test_excluded_layers_stay(pattern: str) -> None:
+    _, result = quantized(CHAIN, exclude=pattern)
+    stored = [a for a in result.constants().values() if a.dtype == np.int8 and a.ndim == 4]
+    assert len(stored) == {"c": 1, "r|y": 1}.get(pattern, 0)
+
+
+def test_integer_and_text_inputs_pass_by() -> None:
+    text = """mixed (float[N,4,6,6] x, int64[N] k, string[N] s) => (float[N,4,6,6] y, int64[N] k2,
+        string[N] s2) <float[4,4,1,1] w> {
+        y = Conv<kernel_shape=[1,1]>(x, w)
+        k2 = Add(k, k)
+        s2 = Identity(s)
+    }"""
+    graph = Graph.load(parse(text))
+    x = np.random.default_rng(0).standard_normal((4, 4, 6, 6)).astype(np.float32)
+    arrays: dict[str, np.ndarray] = {"x": x, "k": np.arange(4), "s": np.array(list("abcd"), object)}
+    result, _ = _run(graph, _data(graph, **arrays), least_db=None)
+    assert operators(result).count("DequantizeLinear") == 3
+    assert run_optimized(result, arrays)[1].tolist() == [0, 2, 4, 6]
+
+
+def test_inputs_without_elements_are_refused() -> None:
+    text = """empty (float[N,M] x) => (float[N,4] y) <float[3,4] w> { y = MatMul(x, w) }"""
+    graph = Graph.load(parse(text.replace("M]", "3,0]").replace("[3,4] w", "[0,4] w")))
+    with pytest.raises(DataError, match="had no values"):
+        _run(graph, _data(graph, x=np.zeros((4, 3, 0), np.float32)))
+
+
+def test_a_layer_that_ruins_the_outputs_goes_back() -> None:
+    graph = Graph.load(parse(CHAIN))
+    weight = graph.constants()["w1"].astype(np.float32).copy()
+    weight[:, 0] *= 1e-4  # channel 0 is huge and hardly matters, the others drown on its grid
+    first = graph.constants()["w0"].astype(np.float32).copy()
+    first[0] *= 1e4
+    graph.set_constant("w1", weight)
+    graph.set_constant("w0", first)
+    data = calibration(graph)
+    _, loose = _run(graph, data, least_db=None)
+    result, context = _run(graph, data, least_db=30.0)
+    feeds = random_inputs(graph.to_model(), seed=5, size=4)
+    assert loose.notes["freed"] == []
+    assert context.notes["freed"]
+    assert decibels(run_model(graph, feeds)[0], run_optimized(result, feeds)[0]) > 25
+
+
+def test_integers_that_do_not_pay_are_taken_out() -> None:
+    """One tiny product between floats costs more to convert than it saves."""
+    text = "tiny (float[N,4] x) => (float[N,4] y) <float[4,4] w> { t = Tanh(x) y = MatMul(t, w) }"
+    graph = Graph.load(parse(text))
+    result, context = _run(graph, calibration(graph), pays=True, least_db=None)
+    assert result.fingerprint() == graph.fingerprint()
+    assert "times as long as floats" in str(context.notes["kept in floats"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("calibrator", "best"), ("samples", 0), ("seconds", 0.0), ("settled", -1.0)],
+)
+def test_wrong_options_are_named(option: str, value: object) -> None:
+    with pytest.raises(RecipeError, match=option):
+        QuantizeStatic(**{option: value})  # type: ignore[arg-type]
+
+
+def test_the_manager_needs_data() -> None:
+    with pytest.raises(RecipeError, match="needs inputs to calibrate"):
+        PassManager(["quantize-static"]).run(Graph.load(parse(CHAIN)))
