@@ -75,7 +75,7 @@ def _entropy(seen: Observed, kind: Format) -> tuple[float, float]:
     as the second one does.
     """
     half = len(seen.counts) // 2
-    magnitudes = np.asarray(seen.counts[half:] + seen.counts[half - 1 :: -1], np.float64)
+    magnitudes = np.asarray(seen.counts[half:] + seen.counts[half:0:-1], np.float64)
     magnitudes[0] = magnitudes[1]
     levels = (kind.high - kind.low + 1) // (2 if seen.low < 0 else 1)
     filled = int(np.flatnonzero(magnitudes).max(initial=0)) + 1

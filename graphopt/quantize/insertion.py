@@ -7,42 +7,14 @@ keeps its name and its values; only layers read it from the grid.
 
 from __future__ import annotations
 
-import logging
-
-import onnx
 import onnx_graphsurgeon as gs
-from onnx import version_converter
 
-from graphopt.errors import ModelError
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.quantize.grid import BIAS, Grid
 from graphopt.quantize.placement import Unit
 from graphopt.quantize.plan import Plan
 
-__all__ = ["LEAST_OPSET", "insert", "upgrade"]
-
-_LOG = logging.getLogger(__name__)
-
-LEAST_OPSET = 13
-"""From here on QuantizeLinear and DequantizeLinear know scales for each channel."""
-
-
-def upgrade(graph: Graph) -> None:
-    """Bring a graph to the operator set that quantization needs.
-
-    Raises ModelError if ONNX's converter cannot.
-    """
-    if graph.opset >= LEAST_OPSET:
-        return
-    try:
-        model = version_converter.convert_version(graph.to_model(), LEAST_OPSET)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError(
-            f"quantize: needs operator set {LEAST_OPSET}, the model has {graph.opset} and cannot "
-            f"be converted ({' '.join(str(error).split())[:200]}); export it anew"
-        ) from error
-    _LOG.info("operator set %d converted to %d", graph.opset, LEAST_OPSET)
-    graph.adopt(Graph.load(model))
+__all__ = ["insert"]
 
 
 def insert(graph: Graph, plan: Plan) -> None:

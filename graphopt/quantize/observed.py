@@ -1,8 +1,9 @@
 """What calibration has seen of one tensor, in memory of a fixed size.
 
-A histogram of bins whose width is a power of two, with a bin's edge at 0. Where values do not fit,
-the width doubles and neighbouring bins are merged, so the result depends neither on how the inputs
-are cut into batches nor on who saw which of them: `merge` of two parts equals the whole.
+A histogram of bins whose width is a power of two, and 0 in the middle of a bin twice as wide. Where
+values do not fit, the width doubles and neighbouring bins are merged, so the result depends neither
+on how the inputs are cut into batches nor on who saw which of them: `merge` of two parts equals the
+whole.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _Doubles = npt.NDArray[np.float64]
 class Observed:
     """Extremes, histogram and moving average of a tensor's values.
 
-    Bin i counts values in [(i - BINS / 2) * width, (i + 1 - BINS / 2) * width); the histogram
-    spans [-2**exponent, 2**exponent). `faded` holds the sums over inputs of their least and
+    Bin BINS / 2 + i counts the values x with trunc(x / width) = i; the histogram spans
+    (-2**exponent, 2**exponent). `faded` holds the sums over inputs of their least and
     largest value, each input weighing 0.99 times what the next one weighs. An input is an index
     of axis 0.
     """
@@ -90,25 +91,28 @@ class Observed:
         return self.faded[0] / total, self.faded[1] / total
 
     def quantile(self, share: float) -> float:
-        """The value that a share of all values does not exceed, to one bin's width."""
+        """The value that a share of all values does not exceed: the outer end of its bin."""
         summed = np.cumsum(self.counts)
         place = int(np.searchsorted(summed, share * summed[-1]))
-        edge = (min(place, BINS - 1) + (share > 0.5) - _HALF) * self.width
-        return min(max(edge, self.low), self.high)
+        step = min(place, BINS - 1) - _HALF
+        edge = step + int(step >= 0) if share > 0.5 else step - int(step <= 0)
+        return min(max(edge * self.width, self.low), self.high)
 
     def centers(self) -> tuple[_Doubles, _Counts]:
         """The middles of the bins that hold anything, and how many values each holds."""
         used = np.flatnonzero(self.counts)
-        return np.asarray((used + 0.5 - _HALF) * self.width, np.float64), self.counts[used]
+        steps = used - _HALF
+        return (steps + 0.5 * np.sign(steps)) * self.width, self.counts[used]
 
     def _coarsened(self, exponent: int) -> _Counts:
         """The histogram with the wider bins of a larger exponent."""
         steps = exponent - self.exponent
         if steps == 0:
             return self.counts
-        bins = (np.arange(BINS) - _HALF >> min(steps, 62)) + _HALF
+        places = np.arange(BINS) - _HALF
+        bins = np.sign(places) * (np.abs(places) >> min(steps, 62))
         counts = np.zeros(BINS, np.int64)
-        np.add.at(counts, bins, self.counts)
+        np.add.at(counts, bins + _HALF, self.counts)
         return counts
 
 
@@ -117,7 +121,7 @@ def _histogram(values: npt.NDArray[np.float32], exponent: int) -> _Counts:
     counts = np.zeros(BINS, np.int64)
     scale = np.float32(math.ldexp(_HALF, -exponent))
     for start in range(0, values.size, _CHUNK):
-        places = np.floor(values[start : start + _CHUNK] * scale)
+        places = (values[start : start + _CHUNK] * scale).astype(np.int64)
         places += _HALF
-        counts += np.bincount(places.astype(np.int64), minlength=BINS)
+        counts += np.bincount(places, minlength=BINS)
     return counts

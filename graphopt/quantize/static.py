@@ -9,12 +9,13 @@ from graphopt.data import Dataset
 from graphopt.ir import Graph
 from graphopt.quantize.calibrators import CALIBRATORS
 from graphopt.quantize.collecting import Collected, Effort, collect
-from graphopt.quantize.insertion import insert, upgrade
+from graphopt.quantize.insertion import insert
 from graphopt.quantize.observed import Observed
 from graphopt.quantize.paying import islands, time_islands
 from graphopt.quantize.placement import Placement, is_quantized, place
 from graphopt.quantize.plan import Plan, make_plan, watched
 from graphopt.quantize.sensitivity import Errors, decibels, layer_errors, layers_to_free, only
+from graphopt.quantize.upgrading import require_opset
 from graphopt.runtime import BenchPlan, bench
 from graphopt.runtime.observing import observe
 
@@ -22,6 +23,8 @@ __all__ = ["Findings", "Settings", "quantize"]
 
 _JUDGED = 32
 """Inputs on which the outputs' error is measured."""
+
+_OPSET = 13
 
 _ROUNDS = 3
 """Errors of layers do not quite add up: what is missing is asked for again."""
@@ -72,7 +75,7 @@ def quantize(graph: Graph, dataset: Dataset, settings: Settings, progress: Progr
         findings.why = "the model is quantized already"
         return findings
     changed = graph.clone()
-    upgrade(changed)
+    require_opset(changed, _OPSET, "a scale for each channel")
     placement = place(changed, settings.exclude)
     if not any(unit.weight for unit in placement.units):
         findings.why = "no layer has a kernel on integers"

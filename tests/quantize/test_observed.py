@@ -46,8 +46,8 @@ def _normal(seed: int = 0) -> npt.NDArray[np.float32]:
 def test_histogram_counts_what_numpy_counts() -> None:
     x = _normal()
     seen = Observed.of(x)
-    edges = (np.arange(BINS + 1) - BINS // 2) * seen.width
-    np.testing.assert_array_equal(seen.counts, np.histogram(x, edges)[0])
+    bins = np.trunc(x / seen.width).astype(int) + BINS // 2
+    np.testing.assert_array_equal(seen.counts, np.bincount(bins.reshape(-1), minlength=BINS))
     assert seen.quantile(0.25) == pytest.approx(np.quantile(x, 0.25), abs=2 * seen.width)
     assert seen.quantile(0.0) == x.min()
     assert seen.quantile(1.0) == x.max()
