@@ -10,15 +10,30 @@ import numpy as np
 
 from graphopt.coupling import Coupling, Family, couple, explain, prepare, remove
 from graphopt.coupling.allocation import Candidates, Fitted
+from graphopt.coupling.importance import IMPORTANCES
 from graphopt.coupling.work import macs_of
 from graphopt.data import Dataset
 from graphopt.data.mirroring import mirrored
 from graphopt.errors import BudgetError, DataError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
-from graphopt.refit import Curve, Settings, choices_of, curves, fit_budget, refit, traces_of
+from graphopt.refit import (
+    Curve,
+    Ordering,
+    Settings,
+    choices_of,
+    curves,
+    fit_budget,
+    ordering_of,
+    refit,
+    surgeon,
+    traces_of,
+)
 
 __all__ = ["RemoveAndRefit"]
+
+SURGEON = "surgeon"
+"""The name of the criterion that is not one of `remove-channels`."""
 
 _JUDGES = 192
 """Inputs on which the outputs' error is measured, at most a quarter of all."""
@@ -35,8 +50,10 @@ class RemoveAndRefit(Pass):
     calibration inputs. Then the whole network is refitted from the front as by `refit`, whose
     options `samples`, `rounds`, `damping` and `joint` are.
 
-    What stays of a family is rounded up to a multiple of `align`. With `mirror` every image serves
-    a second time, mirrored left to right: for photographs, not for writing.
+    Another `importance` than surgeon is a criterion of `remove-channels`, by whose scores the
+    channels go instead; those that judge what a layer reads look at it in the network as it is cut
+    by then. What stays of a family is rounded up to a multiple of `align`. With `mirror` every
+    image serves a second time, mirrored left to right: for photographs, not for writing.
     """
 
     name: ClassVar[str] = "remove-and-refit"
@@ -48,6 +65,7 @@ class RemoveAndRefit(Pass):
     rounds: int = 6
     damping: float = 1e-4
     joint: int = 0
+    importance: str = SURGEON
     mirror: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +80,13 @@ class RemoveAndRefit(Pass):
         if not self.damping > 0:
             raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
 
+        known = (SURGEON, *IMPORTANCES)
+        if self.importance not in known:
+            raise RecipeError(
+                f"{self.name}: importance must be one of {', '.join(known)}, got "
+                f"{self.importance!r}"
+            )
+
     def run(self, graph: Graph, context: Context) -> None:
         data = self._inputs(context)
         prepare(graph)
@@ -69,12 +94,14 @@ class RemoveAndRefit(Pass):
         if not coupling.families:
             raise BudgetError(f"{self.name}: {_why_nothing(coupling)}")
         settings = Settings(self.damping, self.rounds, self.joint, context.seed, context.threads)
+        ordering = self._ordering(coupling, data, context)
         found, needed = curves(
             coupling,
             coupling.families,
             data,
             data.take(max(1, min(_JUDGES, len(data) // 4))),
             settings,
+            ordering,
             lambda part: context.progress("judging channels", part),
         )
         fitted = self._fitted(coupling, found)
@@ -85,7 +112,7 @@ class RemoveAndRefit(Pass):
             )
         if not found:
             raise BudgetError(f"{self.name}: no layer that sums over a family can be solved anew")
-        later, now = choices_of(coupling, found, fitted.plan)
+        later, now = choices_of(coupling, found, fitted.plan, ordering)
         before, traces = graph.clone(), traces_of(coupling, now)
         remove(graph, coupling, now)
         fit = refit(
@@ -121,6 +148,18 @@ class RemoveAndRefit(Pass):
             raise RecipeError(f"{self.name}: needs inputs to fit on; give --data, unlabeled")
         data = context.calibration.take(self.samples)
         return mirrored(data) if self.mirror else data
+
+    def _ordering(self, coupling: Coupling, data: Dataset, context: Context) -> Ordering:
+        if self.importance == SURGEON:
+            return surgeon
+        return ordering_of(
+            self.importance,
+            coupling,
+            data,
+            seed=context.seed,
+            threads=context.threads,
+            progress=lambda part: context.progress("measuring channels", part),
+        )
 
     def _fitted(self, coupling: Coupling, found: Mapping[str, Curve]) -> Fitted:
         families = [family for family in coupling.families if family.name in found]

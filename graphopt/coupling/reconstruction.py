@@ -6,8 +6,11 @@ channels in v costs v'Gv of 1'G1, the mean square of the whole sum.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import lars_path_gram
 
 __all__ = ["backward", "forward", "lasso"]
@@ -68,7 +71,10 @@ def forward(gram: _Gram) -> _Gram:
 def lasso(gram: _Gram) -> _Gram:
     """The strongest penalty at which a channel still has a part in the sum."""
     scale = gram / _total(gram)
-    penalties, _, path = lars_path_gram(scale.sum(axis=1), scale, n_samples=1, method="lasso")
+    with warnings.catch_warnings():
+        # A channel that repeats others is dropped, with a warning, as it should be.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        penalties, _, path = lars_path_gram(scale.sum(axis=1), scale, n_samples=1, method="lasso")
     active = path != 0
     return np.asarray(np.where(active, penalties, 0.0).max(axis=1), np.float64)
 

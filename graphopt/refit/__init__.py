@@ -5,6 +5,7 @@ from __future__ import annotations
 from graphopt.refit.budgeting import fit_budget
 from graphopt.refit.choosing import Curve, choices_of, curves
 from graphopt.refit.normalising import re_estimate
+from graphopt.refit.ordering import Ordering, ordering_of, surgeon
 from graphopt.refit.picking import Choice
 from graphopt.refit.tracing import Traces, forget_traces, noted_traces, traces_of, write_traces
 from graphopt.refit.walking import Fit, Settings, refit
@@ -13,6 +14,7 @@ __all__ = [
     "Choice",
     "Curve",
     "Fit",
+    "Ordering",
     "Settings",
     "Traces",
     "choices_of",
@@ -20,8 +22,10 @@ __all__ = [
     "fit_budget",
     "forget_traces",
     "noted_traces",
+    "ordering_of",
     "re_estimate",
     "refit",
+    "surgeon",
     "traces_of",
     "write_traces",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from graphopt.data import Dataset
 from graphopt.ir import Graph
 from graphopt.refit.frontier import Frontier
 from graphopt.refit.layers import Layer, find_layer
+from graphopt.refit.ordering import Ordering, surgeon
 from graphopt.refit.picking import Choice
 from graphopt.refit.solving import Moments, Reader, eliminate, least_squares
 from graphopt.refit.walking import ROWS, WIDEST, Settings
@@ -77,11 +79,13 @@ def curves(
     dataset: Dataset,
     held_out: Dataset,
     settings: Settings,
+    ordering: Ordering = surgeon,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> tuple[dict[str, Curve], int]:
     """The curve of every family whose readers can be solved, and the inputs to judge all of them.
 
-    Moments come from `dataset`, errors of the outputs, relative to their variance, from `held_out`.
+    Those that the criterion of the ordering does not apply to are left out. Moments come from
+    `dataset`, errors of the outputs, relative to their variance, from `held_out`.
     """
     readings = {family.name: readings_of(coupling, family) for family in families}
     moments, needed = _measured(coupling.graph, readings, dataset, settings)
@@ -91,13 +95,15 @@ def curves(
         usable = readings[family.name]
         if usable and all(reading.layer.output in moments for reading in usable):
             own = [moments[reading.layer.output] for reading in usable]
-            found[family.name] = _curve(family, usable, own, outputs, settings)
+            curve = _curve(family, usable, own, outputs, settings, ordering)
+            if curve is not None:
+                found[family.name] = curve
         progress((number + 1) / len(families))
     return found, needed
 
 
 def choices_of(
-    coupling: Coupling, found: Mapping[str, Curve], plan: Plan
+    coupling: Coupling, found: Mapping[str, Curve], plan: Plan, ordering: Ordering = surgeon
 ) -> tuple[dict[str, Choice], Plan]:
     """Split a plan: what is better chosen at the layer that reads it, and what is cut before.
 
@@ -110,10 +116,20 @@ def choices_of(
         if len(readings) == 1 and readers[readings[0].layer.output] == 1 and not family.even:
             (own,) = readings
             later[own.layer.output] = Choice(
-                name, own.layer.data, family.size, len(kept), own.columns, own.per_channel
+                name,
+                own.layer.data,
+                family.size,
+                len(kept),
+                own.columns,
+                own.per_channel,
+                partial(_ordered, ordering, family),
             )
     waiting = {choice.family for choice in later.values()}
     return later, {name: kept for name, kept in plan.items() if name not in waiting}
+
+
+def _ordered(ordering: Ordering, family: Family, reader: Reader) -> list[int] | None:
+    return ordering(family, [reader])
 
 
 def _measured(
@@ -193,7 +209,8 @@ def _curve(
     moments: Sequence[Moments],
     outputs: _Outputs,
     settings: Settings,
-) -> Curve:
+    ordering: Ordering,
+) -> Curve | None:
     size = family.size
     arranged = [
         part.taking(reading.columns) for reading, part in zip(readings, moments, strict=True)
@@ -202,7 +219,10 @@ def _curve(
         Reader(part, reading.per_channel, 1 / max(part.energy, 1e-300))
         for reading, part in zip(readings, arranged, strict=True)
     ]
-    order, costs = eliminate(readers, size, settings.damping)
+    given = ordering(family, readers)
+    if given is None and ordering is not surgeon:
+        return None
+    order, costs = eliminate(readers, size, settings.damping, given=given)
     local = np.zeros(size + 1)  # with so many channels left
     local[1:size] = np.maximum.accumulate(costs)[::-1]
     outputs.hold([readings[0].layer.data])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,8 @@ class Choice:
     width: int
     columns: npt.NDArray[np.int64]
     per_channel: int
+    order: Callable[[Reader], list[int] | None]
+    """Which channels go first, where a criterion says so."""
 
 
 def pick(
@@ -38,7 +41,8 @@ def pick(
     """Cut the family of the frontier's graph; the channels and the columns that stay."""
     graph: Graph = frontier.graph
     reader = Reader(moments.taking(choice.columns), choice.per_channel)
-    gone, _ = eliminate([reader], choice.size, damping, least=choice.width)
+    order = choice.order(reader)
+    gone, _ = eliminate([reader], choice.size, damping, least=choice.width, given=order)
     kept = sorted(set(range(choice.size)) - set(gone))
     stays = np.ones(len(choice.columns), np.bool_)
     own = stays[: choice.size * choice.per_channel].reshape(choice.size, choice.per_channel)

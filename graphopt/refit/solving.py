@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,13 +88,18 @@ class Reader:
 
 
 def eliminate(
-    readers: Iterable[Reader], channels: int, damping: float, *, least: int = 1
+    readers: Iterable[Reader],
+    channels: int,
+    damping: float,
+    *,
+    least: int = 1,
+    given: Sequence[int] | None = None,
 ) -> tuple[list[int], list[float]]:
     """Let channels go one by one, each time the one whose loss costs least after a refit.
 
     Returns the order in which they go, and the error that has come to be after each; `least`
     channels stay. Exact: block elimination from the inverse (optimal brain surgeon), without a
-    re-solve.
+    re-solve. With an order that is `given`, what that costs.
     """
     states = []
     for reader in readers:
@@ -106,7 +111,7 @@ def eliminate(
     total = 0.0
     while len(alive) > least:
         scores = sum((state.scores(len(alive)) for state in states), np.zeros(len(alive)))
-        place = int(scores.argmin())
+        place = int(scores.argmin()) if given is None else alive.index(given[len(order)])
         total += float(scores[place])
         order.append(alive.pop(place))
         errors.append(total)

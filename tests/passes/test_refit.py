@@ -166,6 +166,27 @@ def test_remove_and_refit_finds_what_is_redundant() -> None:
     assert "w1" in families
 
 
+@pytest.mark.parametrize("importance", ["l1", "apoz", "reconstruction", "lasso"])
+def test_remove_and_refit_by_another_criterion(importance: str) -> None:
+    original = redundant()
+    graph = original.clone()
+    context = Context(original=original, calibration=inputs(128))
+    RemoveAndRefit(macs=0.55, importance=importance).run(graph, context)
+    graph.verify()
+    assert cost(graph).macs <= 0.55 * cost(original).macs
+    families = context.notes["families"]
+    assert isinstance(families, dict)
+    kept = families["w1"]
+    assert isinstance(kept, list)
+    if importance == "l1":
+        weights = original.constants()
+        sums = np.abs(weights["w1"]).sum((1, 2, 3))
+        sums /= sums.mean()
+        readers = np.abs(weights["w2"]).sum((0, 2, 3))
+        scores = np.maximum(sums, readers / readers.mean())
+        assert kept == sorted(np.argsort(-scores, kind="stable")[: len(kept)].tolist())
+
+
 def test_too_few_inputs_to_reach_the_budget_says_how_many() -> None:
     graph = redundant()
     context = Context(original=graph.clone(), calibration=inputs(1))
@@ -178,6 +199,8 @@ def test_bad_options() -> None:
         RemoveAndRefit(macs=1.0)
     with pytest.raises(RecipeError, match="joint must not be negative"):
         RemoveAndRefit(joint=-1)
+    with pytest.raises(RecipeError, match="importance must be one of surgeon, activation"):
+        RemoveAndRefit(importance="l3")
     with pytest.raises(RecipeError, match="damping must be above 0"):
         Refit(damping=0.0)
     with pytest.raises(RecipeError, match="needs inputs to fit on"):

@@ -68,6 +68,18 @@ def test_elimination_is_exact() -> None:
         alive.remove(gone)
 
 
+def test_elimination_in_a_given_order_costs_what_it_does() -> None:
+    readers = [Reader(moments_of(*drawn(12, 3)), 2)]
+    free, costs = eliminate(readers, 6, DAMPING)
+    again, same = eliminate(readers, 6, DAMPING, given=free)
+    assert again == free
+    np.testing.assert_allclose(same, costs)
+    other = sorted(range(6), key=lambda c: -free.index(c) if c in free else -6)
+    order, dearer = eliminate(readers, 6, DAMPING, given=other)
+    assert order == other[:5]
+    assert dearer[0] > costs[0]
+
+
 def test_rectified_fit_is_better_behind_the_relu() -> None:
     rows, targets = drawn(8, 4)
     few = np.ascontiguousarray(rows[:, :, [0, 1, 2, 3, 8]])
