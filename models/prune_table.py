@@ -38,7 +38,7 @@ from passes.refit import Refit
 from passes.remove_and_refit import SURGEON, RemoveAndRefit
 from passes.remove_channels import RemoveChannels
 
-__all__ = ["Cell", "main", "measured", "table"]
+__all__ = ["Cell", "Setting", "main", "measured", "table"]
 
 _OF_NORMS = ("batch-norm-scale", "taylor-gate")
 """They score BatchNormalizations, which are folded."""
