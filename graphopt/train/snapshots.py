@@ -15,8 +15,8 @@ from torch import nn
 
 from graphopt.data import Dataset
 from graphopt.errors import TargetError
+from graphopt.files import atomic_file
 from graphopt.ir import Graph
-from graphopt.ir.writing import atomic_file
 from graphopt.train.plan import Plan
 
 __all__ = ["Best", "Checkpoint", "Saved", "State", "copied", "identity"]
