@@ -12,6 +12,7 @@ CATALOG: Mapping[str, str] = {
     "distill": "passes.distill:Distill",
     "equalize": "passes.equalize:Equalize",
     "factor-gates": "passes.factor_gates:FactorGates",
+    "factorize": "passes.factorize:Factorize",
     "finetune": "passes.finetune:Finetune",
     "fold-affine": "passes.fold_affine:FoldAffine",
     "fold-batch-norm": "passes.fold_batch_norm:FoldBatchNorm",

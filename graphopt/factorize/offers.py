@@ -1,0 +1,205 @@
+"""What may take a layer's place: what it costs, what it gets wrong, and how fast it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from graphopt.errors import RuntimeUnavailable
+from graphopt.factorize.kernels import Chain, Kernel, Part, Sizes, kernel_of
+from graphopt.factorize.methods import METHODS, Method
+from graphopt.factorize.pieces import Decomposition, Ranks
+from graphopt.factorize.replacing import Replacement, has_free_bias, replacement
+from graphopt.factorize.sampling import Sample
+from graphopt.ir import Graph, part
+from graphopt.runtime.benchmark import BenchPlan, bench
+
+__all__ = ["Goal", "Offer", "Rule", "Scene", "offers_of"]
+
+Goal = Literal["latency", "size", "macs"]
+
+_MOST = 8
+"""Offers for one layer that are refined and timed."""
+
+_ROUNDS = 20
+"""Of refinement by alternating projections or least squares."""
+
+_QUICK = BenchPlan(warmup=2, pairs=20, slow_pairs=5, min_seconds=0.2, max_seconds=2.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """One way to replace a layer.
+
+    `error` is of the layer's sums relative to their variance, or of its weights relative to
+    their energy where there are no inputs. `time` is measured, relative to the layer's own.
+    """
+
+    method: str
+    ranks: Ranks
+    macs: int
+    bytes: int
+    error: float
+    time: float | None = None
+    saved_ms: float = 0.0
+    chain: Replacement | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """A layer that ranks are asked for: one method's view of it."""
+
+    kernel: Kernel
+    method: Method
+    decomposition: Decomposition
+    cost: Callable[[Ranks], float]
+    """What ranks leave of the layer's work, or of its bytes where size is the goal."""
+
+    @property
+    def full(self) -> Ranks:
+        return self.method.full(self.kernel)
+
+
+Rule = Callable[[Query], Iterable[Ranks]]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where layers are judged: the graph, its sizes in one run, and what a replacement is for."""
+
+    graph: Graph
+    sizes: Mapping[str, Sizes]
+    goal: Goal
+    methods: Sequence[str]
+    threads: int = 1
+    seed: int = 0
+    timed: dict[tuple[object, ...], tuple[float, float] | None] = field(default_factory=dict)
+    """Measured times of replacements and what they save in ms; None: not faster."""
+
+    def cost(self, kernel: Kernel, parts: Sequence[Part]) -> int:
+        """The work, or the bytes where size is the goal."""
+        if self.goal == "size":
+            return kernel.bytes(parts)
+        return kernel.macs(parts, self.sizes[kernel.output])
+
+    def amount(self, offer: Offer) -> int:
+        """What an offer costs, likewise."""
+        return offer.bytes if self.goal == "size" else offer.macs
+
+    def full_ranks(self) -> list[Ranks]:
+        """The full ranks of all layers, by every method that fits."""
+        kernels = [kernel_of(self.graph, node) for node in self.graph.nodes]
+        return [
+            METHODS[name].full(kernel)
+            for kernel in kernels
+            if isinstance(kernel, Kernel)
+            for name in self.methods
+            if METHODS[name].fits(kernel)
+        ]
+
+
+def offers_of(scene: Scene, kernel: Kernel, sample: Sample | None, rule: Rule) -> list[Offer]:
+    """Replacements of a layer that reach the goal, cheapest first; each is better than cheaper
+    ones."""
+    whole = scene.cost(kernel, kernel.parts)
+    found: list[tuple[Offer, Decomposition]] = []
+    for name in scene.methods:
+        method = METHODS[name]
+        if not method.fits(kernel):
+            continue
+        decomposition = method.decompose(kernel, sample)
+
+        def cost(ranks: Ranks, method: Method = method) -> float:
+            return scene.cost(kernel, method.parts(kernel, ranks)) / max(whole, 1)
+
+        for ranks in rule(Query(kernel, method, decomposition, cost)):
+            if cost(ranks) < 1:
+                chain = decomposition.build(ranks, 0)
+                found.append((_judged(scene, kernel, sample, name, ranks, chain), decomposition))
+    taken = []
+    for offer, decomposition in _thinned(_undominated(scene, found)):
+        chain = decomposition.build(offer.ranks, _ROUNDS)
+        refined = _judged(scene, kernel, sample, offer.method, offer.ranks, chain)
+        shift = None
+        if sample is not None and has_free_bias(scene.graph, kernel):
+            shift = sample.shift(kernel.tensor, chain.kernel)
+        ready = replace(refined, chain=Replacement.of(kernel, chain, shift))
+        timed = _timed(scene, kernel, ready)
+        if timed is not None:
+            taken.append(timed)
+    return taken
+
+
+def _judged(
+    scene: Scene, kernel: Kernel, sample: Sample | None, name: str, ranks: Ranks, chain: Chain
+) -> Offer:
+    parts = METHODS[name].parts(kernel, ranks)
+    if sample is not None:
+        error = sample.error(kernel.tensor, chain.kernel)
+    else:
+        off = float(np.sum((kernel.tensor - chain.kernel) ** 2))
+        error = off / max(float(np.sum(kernel.tensor**2)), 1e-30)
+    macs = kernel.macs(parts, scene.sizes[kernel.output])
+    return Offer(name, ranks, macs, kernel.bytes(parts), error)
+
+
+_Found = tuple[Offer, Decomposition]
+
+
+def _undominated(scene: Scene, found: Sequence[_Found]) -> list[_Found]:
+    """Those that are better than all cheaper ones, the cheapest first."""
+    ordered = sorted(found, key=lambda entry: (scene.amount(entry[0]), entry[0].error))
+    kept: list[_Found] = []
+    for entry in ordered:
+        if not kept or entry[0].error < kept[-1][0].error:
+            kept.append(entry)
+    return kept
+
+
+def _thinned(found: Sequence[_Found]) -> list[_Found]:
+    """At most so many, evenly spread."""
+    places = np.unique(np.linspace(0, len(found) - 1, _MOST).round().astype(int))
+    return [found[place] for place in places] if found else []
+
+
+def _timed(scene: Scene, kernel: Kernel, offer: Offer) -> Offer | None:
+    """The offer with its time, if that is less than the layer's own; unchanged for other goals."""
+    assert offer.chain is not None, "what is timed has been built"
+    if not offer.chain.is_finite:
+        return None
+    if scene.goal != "latency":
+        return offer
+    node, sizes = kernel.node, scene.sizes[kernel.output]
+    attrs = tuple(sorted((key, str(value)) for key, value in node.attrs.items()))
+    key = (node.op, attrs, kernel.tensor.shape, sizes.read, offer.method, offer.ranks)
+    if key not in scene.timed:
+        scene.timed[key] = _time(scene, kernel, offer.chain)
+    measured = scene.timed[key]
+    return None if measured is None else replace(offer, time=measured[0], saved_ms=measured[1])
+
+
+def _time(scene: Scene, kernel: Kernel, chain: Replacement) -> tuple[float, float] | None:
+    """Time the layer and its replacement alone, in turn; None where that is not faster."""
+    data = kernel.node.inputs[0].name
+    alone = part(scene.graph, (data,), (kernel.output,))
+    found = kernel_of(alone, alone.nodes[-1])
+    assert isinstance(found, Kernel), "a layer alone is the same layer"
+    tried = alone.clone()
+    again = kernel_of(tried, tried.nodes[-1])
+    assert isinstance(again, Kernel), "a layer alone is the same layer"
+    tried.apply(replacement(tried, again, chain)[0])
+    shape = scene.sizes[kernel.output].read
+    values = np.random.default_rng(scene.seed).standard_normal(shape)
+    feeds = {data: values.astype(scene.graph.dtype(data) or np.float32)}
+    plan = replace(_QUICK, threads=scene.threads)
+    try:
+        timing = bench(alone, tried, feeds=feeds, plan=plan)
+    except RuntimeUnavailable:
+        return None
+    assert timing.ratio is not None, "two models were timed"
+    if timing.verdict != "faster":
+        return None
+    return timing.ratio, timing.a.median_ms * (1 - timing.ratio)

@@ -1,0 +1,78 @@
+"""What layers multiply their weights with, seen on calibration inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.factorize.kernels import Doubles, Kernel
+from graphopt.refit.frontier import Frontier
+from graphopt.refit.layers import Floats, find_layer
+
+__all__ = ["Sample", "sample_of"]
+
+_DAMPING = 1e-4
+"""Of the mean second moment: what no input showed may still matter a little."""
+
+_LEAST = 4096
+_PER_COLUMN = 2
+"""Rows: at least so many, and so many for each weight of an output."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Rows (group, row, in * taps) less their mean (group, in * taps)."""
+
+    rows: Floats
+    mean: Doubles
+
+    def moment(self, axes: tuple[int, ...], shape: tuple[int, ...]) -> Doubles:
+        """Second moments (group, column, column) over some axes of (in, taps...), damped.
+
+        All other axes are summed over.
+        """
+        cube = self.rows.reshape(*self.rows.shape[:2], *shape)
+        last = np.moveaxis(cube, [axis + 2 for axis in axes], list(range(-len(axes), 0)))
+        width = int(np.prod([shape[axis] for axis in axes]))
+        flat = np.ascontiguousarray(last).reshape(len(cube), -1, width)
+        moment = (flat.transpose(0, 2, 1) @ flat).astype(np.float64) / self.rows.shape[1]
+        ridge = _DAMPING * np.trace(moment, axis1=1, axis2=2) / width
+        return np.asarray(moment + (ridge[:, np.newaxis, np.newaxis] + 1e-30) * np.eye(width))
+
+    def error(self, wanted: Doubles, made: Doubles) -> float:
+        """The error of the sums, relative to their variance, after the bias is mended."""
+        flat = wanted.reshape(*wanted.shape[:2], -1)
+        off = (flat - made.reshape(flat.shape)).astype(np.float32).transpose(0, 2, 1)
+        energy = float(np.sum((self.rows @ flat.astype(np.float32).transpose(0, 2, 1)) ** 2))
+        return float(np.sum((self.rows @ off) ** 2)) / max(energy, 1e-30)
+
+    def shift(self, wanted: Doubles, made: Doubles) -> Doubles:
+        """What the bias has to make up for."""
+        off = (wanted - made).reshape(*wanted.shape[:2], -1)
+        return np.asarray(np.einsum("goc,gc->go", off, self.mean).reshape(-1))
+
+
+def sample_of(kernel: Kernel, walk: Frontier, seed: int) -> Sample | None:
+    """Sample what a layer reads; None where that cannot be had in rows.
+
+    Raises DataError for values that are not finite.
+    """
+    layer = find_layer(walk.graph, kernel.node)
+    if layer is None:
+        return None
+    columns = kernel.inputs * layer.taps
+    wanted = max(_LEAST, _PER_COLUMN * columns)
+    each = -(-wanted // max(len(walk.dataset), 1))
+    rng = np.random.default_rng(seed)
+    found, seen = [], 0
+    for batch in walk.batches([layer.data]):
+        if seen < wanted:  # the walk goes on to its end, so that what it read is held
+            data = batch[layer.data]
+            found.append(layer.rows(data, layer.places(data, each, rng))[:, :, :columns])
+            seen += found[-1].shape[1]
+    rows = np.concatenate(found, axis=1)
+    mean = rows.mean(axis=1, dtype=np.float64)
+    if kernel.node.op == "MatMul":
+        mean = np.zeros_like(mean)  # there is no bias that could make up for it
+    return Sample(rows - mean[:, np.newaxis].astype(np.float32), mean)

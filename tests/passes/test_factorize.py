@@ -1,0 +1,286 @@
+"""factorize: budgets, what is measured, shared weights, biases, activations and bad options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from graphopt.cost import cost
+from graphopt.data import Dataset
+from graphopt.errors import RecipeError
+from graphopt.factorize import timing
+from graphopt.factorize.offers import Offer
+from graphopt.ir import Array, Graph
+from graphopt.passbase import Context
+from graphopt.runtime import BenchResult, Latency
+from passes.factorize import Factorize
+from tests.asserting import assert_same_outputs, assert_valid, operators, parse, run_model
+
+NETWORK = """network (float[N,8,12,12] x) => (float[N,10] y)
+<float[32,8,3,3] w0, float[32] b0, float[32,32,3,3] w1, float[32,32,1,1] w2, float[32] b2,
+ float[32,64] w3, float[64] b3, float[64,10] w4> {
+    c0 = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w0, b0)
+    r0 = Relu(c0)
+    c1 = Conv<kernel_shape=[3,3], pads=[1,1,1,1], strides=[2,2]>(r0, w1)
+    r1 = Relu(c1)
+    c2 = Conv<kernel_shape=[1,1]>(r1, w2, b2)
+    r2 = Relu(c2)
+    p = GlobalAveragePool(r2)
+    f = Flatten(p)
+    g = Gemm(f, w3, b3)
+    r3 = Relu(g)
+    y = MatMul(r3, w4)
+}"""
+
+
+def network(*, rank: int | None = None) -> Graph:
+    """A small network; with a rank, its weights have no more, but for a little noise."""
+    graph = Graph.load(parse(NETWORK))
+    for name, array in graph.constants().items():
+        new = array / np.sqrt(max(array[0].size, 1))
+        if rank is not None and array.ndim > 1:
+            left, values, right = np.linalg.svd(new.reshape(len(new), -1), full_matrices=False)
+            values[rank:] *= 0.01
+            new = ((left * values) @ right).reshape(array.shape)
+        graph.set_constant(name, np.asarray(new, np.float32))
+    return graph
+
+
+def inputs(count: int = 64, *, seed: int = 3) -> Dataset:
+    """Images whose channels mix three."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(0).standard_normal((8, 3))
+    x = np.einsum("ab,nbhw->nahw", mixing, rng.standard_normal((count, 3, 12, 12)))
+    return Dataset.from_arrays({"x": x.astype(np.float32)})
+
+
+def run(graph: Graph, step: Factorize, data: Dataset | None = None) -> tuple[Graph, Context]:
+    made, context = graph.clone(), Context(original=graph, calibration=data)
+    step.run(made, context)
+    made.prune()
+    assert_valid(made)
+    return made, context
+
+
+def error(made: Graph, graph: Graph) -> float:
+    (feeds,) = inputs(128, seed=9).batches(128)
+    wanted, got = run_model(graph, feeds)[0], run_model(made, feeds)[0]
+    return float(np.mean((wanted - got) ** 2) / wanted.var())
+
+
+def layers(context: Context) -> Mapping[str, Mapping[str, object]]:
+    found = context.notes["layers"]
+    assert isinstance(found, dict)
+    return found  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("methods", [("svd", "channel"), ("spatial",), ("tucker",), ("cp",)])
+def test_low_rank_is_found_and_biases_stay(methods: tuple[str, ...]) -> None:
+    graph = network(rank=4)
+    made, context = run(graph, Factorize(methods=methods, ratio=0.6, goal="macs"))
+    assert layers(context)
+    assert cost(made).macs < cost(graph).macs
+    biased = [node for node in made.nodes if len(node.inputs) > 2]
+    assert [node.inputs[2].name for node in biased] == ["b0", "b2", "b3"]
+    if methods == ("svd", "channel"):
+        assert error(made, graph) < 0.05
+
+
+def test_macs_budget_is_met_with_the_least_loss() -> None:
+    graph = network(rank=8)
+    whole = cost(graph).macs
+    errors = []
+    for budget in (0.7, 0.5, 0.35):
+        made, context = run(graph, Factorize(macs=budget, goal="macs", align=1))
+        left = cost(made).macs / whole
+        assert left <= budget
+        assert context.notes["left"] == pytest.approx(left)
+        assert "unmet" not in context.notes
+        errors.append(error(made, graph))
+    assert errors == sorted(errors)
+
+
+def test_budget_that_no_ranks_meet_is_noted() -> None:
+    _, context = run(network(), Factorize(macs=0.001, goal="macs"))
+    unmet = context.notes["unmet"]
+    assert isinstance(unmet, list)
+    assert "macs 0.001: the least" in str(unmet[0])
+    assert layers(context)
+
+
+def test_bytes_budget_makes_the_file_smaller() -> None:
+    graph = network(rank=6)
+    made, context = run(graph, Factorize(bytes=0.5, align=1))
+    assert cost(made).weight_bytes <= 0.5 * cost(graph).weight_bytes
+    assert all(entry["time"] is None for entry in layers(context).values())
+
+
+@pytest.mark.parametrize(
+    "options", [{"ratio": 0.4}, {"energy": 0.99}, {"evbmf": 1.0}, {"rank": 6}, {"macs": 0.5}]
+)
+def test_every_rule_with_inputs(options: dict[str, float]) -> None:
+    graph = network(rank=5)
+    step = Factorize(goal="macs", align=1, **options)  # type: ignore[arg-type]
+    made, context = run(graph, step, inputs())
+    assert layers(context)
+    assert error(made, graph) < 0.3
+
+
+def test_activations_and_a_refit_lose_less() -> None:
+    graph = network()
+    plain, _ = run(graph, Factorize(macs=0.5, goal="macs", align=1))
+    aware, _ = run(graph, Factorize(macs=0.5, goal="macs", align=1, refit=False), inputs())
+    fitted, context = run(graph, Factorize(macs=0.5, goal="macs", align=1), inputs(256))
+    assert error(aware, graph) < 0.7 * error(plain, graph)
+    assert error(fitted, graph) < error(aware, graph)
+    refitted = context.notes["refitted"]
+    assert isinstance(refitted, dict)
+    assert set(refitted) <= {"c0", "c1", "c2", "g", "y"}
+
+
+def test_two_runs_are_alike() -> None:
+    step = Factorize(macs=0.5, goal="macs")
+    first, again = (run(network(), step, inputs())[0] for _ in range(2))
+    assert first.content_hash() == again.content_hash()
+
+
+def test_shared_weight_is_left_alone() -> None:
+    text = """shared (float[N,32] x) => (float[N,32] y) <float[32,32] w, float[32,32] v> {
+        a = MatMul(x, w)
+        r = Relu(a)
+        b = MatMul(r, w)
+        y = MatMul(b, v)
+    }"""
+    graph = Graph.load(parse(text))
+    made, context = run(graph, Factorize(rank=4, goal="macs"))
+    assert list(layers(context)) == ["v"]
+    alone = context.notes["left_alone"]
+    assert alone == {"w": "its weight is shared"}
+    assert operators(made) == ["MatMul", "Relu", "MatMul", "MatMul", "MatMul"]
+
+
+def test_layers_in_other_precisions() -> None:
+    text = "wide (double[N,32] x) => (double[N,32] y) <double[32,32] w> { y = MatMul(x, w) }"
+    made, _ = run(Graph.load(parse(text)), Factorize(rank=4, goal="macs"))
+    assert [str(array.dtype) for array in made.constants().values()] == ["float64"] * 2
+
+
+def test_full_rank_of_what_is_low_is_exact() -> None:
+    """A weight that is a product is found to be one, to the last of its rank."""
+    rng = np.random.default_rng(0)
+    text = "low (float[N,48] x) => (float[N,40] y) <float[48,40] w> { y = MatMul(x, w) }"
+    graph = Graph.load(parse(text))
+    product = rng.standard_normal((48, 5)) @ rng.standard_normal((5, 40))
+    graph.set_constant("w", product.astype(np.float32))
+    model = graph.to_model()
+    made, context = run(graph, Factorize(energy=0.999999, goal="macs", align=1))
+    assert layers(context)["w"]["ranks"] == [5]
+    assert_same_outputs(model, made)
+
+
+def _bench(ratio: float) -> object:
+    latency = Latency(1.0, 1.0, 1.0)
+
+    def measured(
+        a: Graph, b: Graph, *, feeds: Mapping[str, Array], plan: object = None
+    ) -> BenchResult:
+        bounds = (ratio * 0.99, ratio * 1.01)
+        return BenchResult(latency, latency, ratio, bounds, 20, 1)
+
+    return measured
+
+
+def test_only_what_is_measured_to_be_faster_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = network()
+    monkeypatch.setattr("graphopt.factorize.offers.bench", _bench(1.3))
+    made, context = run(graph, Factorize(ratio=0.5))
+    assert made.content_hash() == graph.content_hash()
+    alone = context.notes["left_alone"]
+    assert isinstance(alone, dict)
+    assert set(alone.values()) == {"no replacement was measured to be faster"}
+    monkeypatch.setattr("graphopt.factorize.offers.bench", _bench(0.6))
+    monkeypatch.setattr("graphopt.factorize.timing.bench", _bench(0.8))
+    made, context = run(graph, Factorize(ratio=0.5))
+    assert {entry["time"] for entry in layers(context).values()} == {0.6}
+
+
+def test_a_model_that_gets_slower_gets_its_layers_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = network()
+    monkeypatch.setattr("graphopt.factorize.offers.bench", _bench(0.6))
+    monkeypatch.setattr("graphopt.factorize.timing.bench", _bench(1.1))
+    made, _ = run(graph, Factorize(ratio=0.5))
+    assert made.content_hash() == graph.content_hash()
+
+
+def test_what_gains_least_goes_first() -> None:
+    class Slow(timing.Timer):
+        def time(self, chosen: Mapping[str, Offer]) -> BenchResult:
+            latency = Latency(1.0, 1.0, 1.0)
+            ratio = 1.2 if "b" in chosen else 0.9
+            return BenchResult(latency, latency, ratio, (ratio, ratio), 20, 1)
+
+    offers = {
+        name: Offer("svd", (1,), 1, 1, 0.1, 0.5, saved)
+        for name, saved in (("a", 3.0), ("b", 1.0), ("c", 2.0))
+    }
+    graph = network()
+    kept = timing.not_slower(offers, Slow(graph, {}))
+    assert list(kept) == ["a"]
+
+
+def test_a_budget_of_time_asks_again_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = network()
+    monkeypatch.setattr("graphopt.factorize.offers.bench", _bench(0.5))
+    monkeypatch.setattr("graphopt.factorize.timing.bench", _bench(0.9))
+    _, context = run(graph, Factorize(latency=0.7))
+    assert context.notes["left"] == 0.9
+    assert "latency 0.7" in str(context.notes["unmet"])
+
+
+def test_real_time_of_a_wide_product() -> None:
+    text = """wide (float[16,1024] x) => (float[16,1024] y) <float[1024,1024] w> {
+        y = MatMul(x, w)
+    }"""
+    made, context = run(Graph.load(parse(text)), Factorize(rank=32))
+    assert operators(made) == ["MatMul", "MatMul"]
+    time = layers(context)["w"]["time"]
+    assert isinstance(time, float)
+    assert time < 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 1.5}, "ratio must be between 0 and 1, got 1.5"),
+        ({"energy": 0.0}, "energy must be between 0 and 1"),
+        ({"rank": 0}, "rank must be at least 1"),
+        ({"ratio": 0.5, "macs": 0.5}, "give one of ratio and macs"),
+        ({"methods": ("svd", "qr")}, "got 'qr'"),
+        ({"methods": ()}, "got none"),
+        ({"align": 0}, "align must be at least 1"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"evbmf": -1.0}, "evbmf must be above 0"),
+        ({"damping": float("nan")}, "damping must be above 0"),
+        ({"rounds": -1}, "rounds must not be negative"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Factorize(**options)  # type: ignore[arg-type]
+
+
+def test_rank_larger_than_every_matrix() -> None:
+    graph = network()
+    before = graph.content_hash()
+    with pytest.raises(RecipeError, match=r"rank must be at most 96, .* got 512"):
+        Factorize(rank=512).run(graph, Context(original=graph))
+    assert graph.content_hash() == before
+
+
+def test_nothing_to_factorize() -> None:
+    text = "plain (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"
+    made, context = run(Graph.load(parse(text)), Factorize())
+    assert layers(context) == {}
+    assert operators(made) == ["Relu"]
