@@ -21,8 +21,7 @@ from graphopt.errors import GraphoptError
 from graphopt.ir import Graph
 from graphopt.manager.judge import input_specs
 from graphopt.passbase import Context
-from graphopt.runtime import bench
-from models.prune_table import top1
+from graphopt.runtime import Session, bench
 from passes.factorize import Factorize
 from passes.fold_batch_norm import FoldBatchNorm
 
@@ -42,6 +41,18 @@ RULES: Mapping[str, Mapping[str, float]] = {
     "evbmf": {"evbmf": 1.0},
     "latency": {"latency": 0.55},
 }
+
+
+_BATCH = 250
+
+
+def top1(graph: Graph, dataset: Dataset) -> float:
+    """Percent of the data set whose class the model's first output names."""
+    labels = dataset.labels
+    assert labels is not None, "the test data have labels"
+    with Session.open(graph) as session:
+        found = [session.run(feeds)[0].argmax(axis=1) for feeds in dataset.batches(_BATCH)]
+    return 100 * float(np.mean(np.concatenate(found) == labels))
 
 
 def variants(step: Factorize, calibration: Dataset) -> Iterator[tuple[Factorize, Dataset | None]]:
