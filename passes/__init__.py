@@ -52,5 +52,6 @@ CATALOG: Mapping[str, str] = {
     "restore-batch-norm": "passes.restore_batch_norm:RestoreBatchNorm",
     "simplify-axes": "passes.simplify_axes:SimplifyAxes",
     "sink-transposes": "passes.sink_transposes:SinkTransposes",
+    "to-float16": "passes.to_float16:ToFloat16",
 }
 """Pass name -> "module:Class"; listing passes imports none of them."""

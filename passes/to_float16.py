@@ -1,0 +1,73 @@
+"""Store weights, or compute whole networks, in 16-bit floats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from graphopt.errors import RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context, Note, Pass, Promise
+from graphopt.quantize.halves import LARGEST, compute_in_halves, float_tensors, store_halves
+from graphopt.quantize.upgrading import require_opset
+from graphopt.runtime import observe
+
+__all__ = ["ToFloat16"]
+
+_BATCH = 16
+_BFLOAT16_OPSET = 13
+_MARGIN = 4.0
+"""Inputs that were not seen may give values so many times larger."""
+
+
+@dataclass(frozen=True)
+class ToFloat16(Pass):
+    """Store weights, or compute whole networks, in 16-bit floats; inputs and outputs stay.
+
+    By default only the file gets smaller: weights are cast back when ONNX Runtime loads them, and
+    nothing gets slower. With `compute` what is safe also runs in 16 bits, for targets that are
+    fast at it; ONNX Runtime's CPU provider is not. Then values are checked on `samples`
+    calibration inputs, where there are any: nodes that make or read a value which, four times
+    larger, the `type` could not hold stay in single precision and are named. So do sums over many
+    numbers, powers, exponentials, and what is inside loops. Weights too large for the type stay.
+    """
+
+    name: ClassVar[str] = "to-float16"
+    promise: ClassVar[Promise] = Promise.LOSSY
+    type: Literal["float16", "bfloat16"] = "float16"
+    compute: bool = False
+    samples: int = 64
+
+    def __post_init__(self) -> None:
+        if self.type not in LARGEST:
+            raise RecipeError(f"{self.name}: type is float16 or bfloat16, got {self.type!r}")
+        if self.samples < 1:
+            raise RecipeError(f"{self.name}: samples must be at least 1, got {self.samples}")
+
+    def run(self, graph: Graph, context: Context) -> None:
+        if self.type == "bfloat16":
+            require_opset(graph, _BFLOAT16_OPSET, "bfloat16")
+        if self.compute:
+            large = self._large(graph, context)
+            nodes, left = compute_in_halves(graph, self.type, large)
+            context.notes["computed"] = list[Note](nodes)
+            context.notes["too_large"] = dict[str, Note](large)
+            context.notes["left_alone"] = dict[str, Note](left)
+        stored, kept = store_halves(graph, self.type)
+        context.notes["stored"] = list[Note](stored)
+        context.notes["kept_single"] = dict[str, Note](kept)
+
+    def _large(self, graph: Graph, context: Context) -> dict[str, float]:
+        """Tensors that the type may not hold, with their largest magnitude on the inputs."""
+        peaks: dict[str, float] = {}
+        names = float_tensors(graph)
+        if context.calibration is None or not names:
+            return peaks
+        dataset = context.calibration.take(self.samples)
+        for made in observe(graph, names, dataset, batch_size=_BATCH, threads=context.threads):
+            for name, value in made.items():
+                peak = float(np.abs(value).max(initial=0.0))
+                peaks[name] = max(peaks.get(name, 0.0), peak)
+        return {name: peak for name, peak in peaks.items() if peak * _MARGIN > LARGEST[self.type]}

@@ -1,0 +1,108 @@
+"""to-float16: what halves hold is stored or computed in them, what they cannot is named."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from graphopt.data import Dataset
+from graphopt.errors import RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context
+from passes.to_float16 import ToFloat16
+from tests.asserting import assert_same_outputs, assert_valid, operators, parse, run_model
+
+NETWORK = """net (float[N,3,8,8] x) => (float[N,10] y, float[N,16,8,8] r)
+<float[16,3,3,3] w, float[16] b, float[10,16] g, float[10] c, float two = {2.0}> {
+    p = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w, b)
+    r = Relu(p)
+    s = Pow(r, two)
+    a = GlobalAveragePool(s)
+    f = Flatten(a)
+    y = Gemm<transB=1>(f, g, c)
+}"""
+
+FEEDS = {"x": np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)}
+
+
+def converted(before: Graph, step: ToFloat16, data: Dataset | None = None) -> tuple[Graph, Context]:
+    graph, context = before.clone(), Context(original=before, calibration=data)
+    step.run(graph, context)
+    assert_valid(graph)
+    return graph, context
+
+
+@pytest.mark.parametrize(("kind", "digits"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8)])
+def test_stored_weights_are_rounded_and_nothing_else(
+    kind: Literal["float16", "bfloat16"], digits: float
+) -> None:
+    before = Graph.load(parse(NETWORK))
+    graph, context = converted(before, ToFloat16(type=kind))
+    assert context.notes["stored"] == ["w", "g"]
+    rounded = before.clone()
+    for name in ("w", "g"):
+        array = before.constants()[name].astype(np.float32)
+        half = graph.constants()[f"{name}_half"]
+        assert half.dtype.name == kind
+        values = half.astype(np.float32)
+        assert np.all(np.abs(values - array) <= digits * np.abs(array))
+        rounded.set_constant(name, values)
+    assert_same_outputs(rounded.to_model(), graph, feeds=FEEDS, tolerance=1e-6)
+    assert graph.size_bytes() < 0.75 * before.size_bytes()
+
+
+def test_onnx_runtime_casts_stored_weights_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    graph, _ = converted(Graph.load(parse(NETWORK)), ToFloat16())
+    path = tmp_path_factory.mktemp("loaded") / "loaded.onnx"
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(path)
+    ort.InferenceSession(graph.to_bytes(), options, providers=["CPUExecutionProvider"])
+    assert "Cast" not in operators(Graph.load(path))
+
+
+def test_computed_in_halves_but_for_what_is_not_safe() -> None:
+    before = Graph.load(parse(NETWORK))
+    graph, context = converted(before, ToFloat16(compute=True))
+    assert context.notes["left_alone"] == {"s": "Pow is not safe in float16"}
+    assert graph.inputs == before.inputs
+    assert [graph.dtype(name) for name in graph.outputs] == [np.float32, np.float32]
+    halves = {node.op for node in graph.nodes if graph.dtype(node.outputs[0].name) == np.float16}
+    assert halves == {"Cast", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "Relu"}
+    for wanted, found in zip(run_model(before, FEEDS), run_model(graph, FEEDS), strict=True):
+        assert found.dtype == np.float32
+        assert 0 < np.abs(found - wanted).max() < 5e-3 * np.abs(wanted).max()
+
+
+def test_values_that_do_not_fit_keep_their_nodes_in_single_precision() -> None:
+    before = Graph.load(parse(NETWORK))
+    before.set_constant("w", before.constants()["w"].astype(np.float32) * np.float32(3e4))
+    graph, context = converted(before, ToFloat16(compute=True), Dataset.from_arrays(FEEDS))
+    large = context.notes["too_large"]
+    assert isinstance(large, dict)
+    assert set(large) == {"p", "r", "s", "a", "f", "y"}
+    assert context.notes["computed"] == []
+    wide = before.clone()
+    array = before.constants()["w"].astype(np.float32)
+    array[0, 0, 0, 0] = 1e6
+    wide.set_constant("w", array)
+    graph, context = converted(wide, ToFloat16())
+    assert context.notes["kept_single"] == {"w": "1e+06 is larger than float16 can hold"}
+    assert graph.constants()["w"].dtype == np.float32
+
+
+def test_a_shared_weight_is_stored_once_for_all_its_readers() -> None:
+    text = """tied (float[N,8] x) => (float[N,8] y) <float[8,8] w> {
+        h = MatMul(x, w)  r = Relu(h)  y = MatMul(r, w) }"""
+    graph, _ = converted(Graph.load(parse(text)), ToFloat16())
+    assert operators(graph).count("Cast") == 1
+
+
+def test_bad_options() -> None:
+    with pytest.raises(RecipeError, match="type is float16 or bfloat16, got 'float8'"):
+        ToFloat16(type="float8")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="samples must be at least 1"):
+        ToFloat16(samples=0)
