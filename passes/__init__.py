@@ -44,6 +44,7 @@ CATALOG: Mapping[str, str] = {
     "quantize-static": "passes.quantize_static:QuantizeStatic",
     "quantize-weights": "passes.quantize_weights:QuantizeWeights",
     "re-estimate-batch-norm": "passes.re_estimate_batch_norm:ReEstimateBatchNorm",
+    "recover": "passes.recover:Recover",
     "refit": "passes.refit:Refit",
     "remove-and-refit": "passes.remove_and_refit:RemoveAndRefit",
     "remove-channels": "passes.remove_channels:RemoveChannels",
@@ -52,6 +53,8 @@ CATALOG: Mapping[str, str] = {
     "restore-batch-norm": "passes.restore_batch_norm:RestoreBatchNorm",
     "simplify-axes": "passes.simplify_axes:SimplifyAxes",
     "sink-transposes": "passes.sink_transposes:SinkTransposes",
+    "slim": "passes.slim:Slim",
+    "soft-prune": "passes.soft_prune:SoftPrune",
     "to-float16": "passes.to_float16:ToFloat16",
 }
 """Pass name -> "module:Class"; listing passes imports none of them."""

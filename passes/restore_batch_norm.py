@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.coupling.naming import matching_names
 from graphopt.coupling.prepare import remade
+from graphopt.coupling.units import note_units
 from graphopt.errors import DataError, ModelError, RecipeError
 from graphopt.ir import Edit, Graph, NewNode
 from graphopt.passbase import Context, Need, Pass, Promise
@@ -77,8 +78,13 @@ class RestoreBatchNorm(Pass):
                 moments[name].update(array)
             done += size
             context.progress("measuring statistics", min(1.0, done / len(data)))
+        units = {}
         for entry in sums:
-            graph.apply(_normalised(graph, entry, moments[entry.output]))
+            edit = _normalised(graph, entry, moments[entry.output])
+            name, scale = next(iter(edit.constants.items()))
+            units[name] = float(scale.astype(np.float64).mean())
+            graph.apply(edit)
+        note_units(graph, units)
         context.notes["restored"] = [entry.output for entry in sums]
 
     def _sums(self, graph: Graph) -> list[_Sum]:

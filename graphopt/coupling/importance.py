@@ -15,6 +15,7 @@ import numpy as np
 from graphopt.coupling.families import Family
 from graphopt.coupling.reconstruction import backward, forward, lasso
 from graphopt.coupling.statistics import Activation, Measure, Scores, Statistics
+from graphopt.coupling.units import noted_units
 from graphopt.errors import ModelError
 from graphopt.ir import Array, Graph
 
@@ -147,6 +148,7 @@ def _random(family: Family, graph: Graph, statistics: Statistics) -> Iterator[Sc
 
 
 def _batch_norm_scale(family: Family, graph: Graph, statistics: Statistics) -> Iterator[Scores]:
+    units = noted_units(graph)
     for member in family.members:
         scale = graph.constant(member.tensor)
         if scale is not None and any(
@@ -154,7 +156,7 @@ def _batch_norm_scale(family: Family, graph: Graph, statistics: Statistics) -> I
             for node in graph.consumers(member.tensor)
         ):
             size = np.abs(scale.astype(np.float64))[member.places]
-            yield _summed(family, member.channels, size)
+            yield _summed(family, member.channels, size / units.get(member.tensor, 1.0))
 
 
 def _from_activations(

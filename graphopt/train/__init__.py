@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from graphopt.train.history import History
     from graphopt.train.hooks import Hook, Training
     from graphopt.train.objectives import CrossEntropy, Objective, SquaredError, objective_of
+    from graphopt.train.recovering import recover
+    from graphopt.train.slimming import ScalePull, scales_of
+    from graphopt.train.softening import SoftZeros, filters_of
 
 __all__ = [
     "AUGMENTATIONS",
@@ -35,13 +38,18 @@ __all__ = [
     "Outputs",
     "Plan",
     "Resources",
+    "ScalePull",
+    "SoftZeros",
     "SquaredError",
     "Training",
     "distill",
+    "filters_of",
     "find_device",
     "finetune",
     "fit",
     "objective_of",
+    "recover",
+    "scales_of",
 ]
 
 _HOMES = {
@@ -51,13 +59,18 @@ _HOMES = {
     "Hook": "hooks",
     "Objective": "objectives",
     "Outputs": "batches",
+    "ScalePull": "slimming",
+    "SoftZeros": "softening",
     "SquaredError": "objectives",
     "Training": "hooks",
     "distill": "distilling",
+    "filters_of": "softening",
     "find_device": "devices",
     "finetune": "finetuning",
     "fit": "engine",
     "objective_of": "objectives",
+    "recover": "recovering",
+    "scales_of": "slimming",
 }
 
 

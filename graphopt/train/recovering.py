@@ -1,0 +1,31 @@
+"""Train a graph with labels where there are any, else to do what a teacher does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphopt.data import Dataset
+from graphopt.ir import Graph
+from graphopt.train.distilling import distill
+from graphopt.train.finetuning import finetune
+from graphopt.train.history import History
+from graphopt.train.hooks import Hook
+from graphopt.train.objectives import CrossEntropy
+from graphopt.train.plan import Plan, Resources
+
+__all__ = ["recover"]
+
+
+def recover(
+    graph: Graph,
+    teacher: Graph,
+    dataset: Dataset,
+    plan: Plan,
+    *,
+    resources: Resources | None = None,
+    hooks: Sequence[Hook] = (),
+) -> History:
+    """Train in place by cross-entropy with the labels, or by distillation; see `fit`."""
+    if dataset.labels is not None:
+        return finetune(graph, dataset, CrossEntropy(), plan, resources=resources, hooks=hooks)
+    return distill(graph, teacher, dataset, plan, resources=resources, hooks=hooks)

@@ -1,0 +1,37 @@
+"""Train a network to be as good as it was, with what the data have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from graphopt import train
+from graphopt.errors import RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context, Need, Pass, Promise
+from graphopt.train import Plan
+
+__all__ = ["Recover"]
+
+
+@dataclass(frozen=True)
+class Recover(Plan, Pass):
+    """Train the network to be as good as it was: with labels if the data have any, else distilled.
+
+    This is `finetune` with cross-entropy, or `distill` with its defaults, for recipes that do not
+    know which data they will meet. The options are those of both.
+    """
+
+    name: ClassVar[str] = "recover"
+    promise: ClassVar[Promise] = Promise.LOSSY
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TRAINING})
+
+    def run(self, graph: Graph, context: Context) -> None:
+        data = context.calibration
+        if data is None:
+            raise RecipeError(f"{self.name}: needs inputs to train on; give --data")
+        history = train.recover(graph, context.original, data, self, resources=context.resources())
+        context.notes["labels"] = data.labels is not None
+        context.notes.update(history.as_notes())
+        if history.stopped is not None:
+            context.notes["unmet"] = [history.stopped]
