@@ -37,6 +37,7 @@ __all__ = [
     "resnet32",
     "resnet56",
     "resnet110",
+    "slimming_mlp",
     "vgg16",
     "vision_transformer",
 ]
@@ -65,6 +66,19 @@ def lenet300() -> nn.Module:
             fc3=nn.Linear(100, 10),
         )
     )
+
+
+def slimming_mlp() -> nn.Module:
+    """Build the perceptron of the slimming paper: 784-500-300-10, BatchNorm behind hidden sums."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    inner = 28 * 28
+    for index, width in enumerate((500, 300), 1):
+        layers[f"fc{index}"] = nn.Linear(inner, width, bias=False)
+        layers[f"bn{index}"] = nn.BatchNorm1d(width)
+        layers[f"relu{index}"] = nn.ReLU()
+        inner = width
+    layers["fc3"] = nn.Linear(inner, 10)
+    return nn.Sequential(layers)
 
 
 def lenet5() -> nn.Module:
@@ -151,6 +165,7 @@ CIFAR = (3, 32, 32)
 NETWORKS: Mapping[str, Reference] = {
     "lenet-300-100": Reference(lenet300, MNIST),
     "lenet-5": Reference(lenet5, MNIST),
+    "slimming-mlp": Reference(slimming_mlp, MNIST),
     "resnet-20": Reference(resnet20, CIFAR),
     "resnet-32": Reference(resnet32, CIFAR),
     "resnet-56": Reference(resnet56, CIFAR),

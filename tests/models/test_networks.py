@@ -16,6 +16,7 @@ from models.networks import NETWORKS
 COUNTS = {
     "lenet-300-100": (266_610, 266_200),
     "lenet-5": (431_080, 2_293_000),
+    "slimming-mlp": (546_610, 545_000),
     "resnet-20": (269_722, 40_551_040),
     "resnet-32": (464_154, 68_862_592),
     "resnet-56": (853_018, 125_485_696),
