@@ -29,7 +29,9 @@ class QuantizeStatic(Pass):
 
     Layers that ruin the outputs go back to floats until these have `least_db` decibels of signal
     over error on calibration inputs. If `pays`, what is not faster by measurement is taken out
-    again, be it one stretch of layers or all of them.
+    again, be it one stretch of layers or all of them. If `portable`, weights get coarser steps
+    where sums of two products could leave 16 bits, so that processors with and without VNNI
+    instructions give the same results.
     """
 
     name: ClassVar[str] = "quantize-static"
@@ -42,6 +44,7 @@ class QuantizeStatic(Pass):
     exclude: str = ""
     least_db: float | None = 15.0
     pays: bool = True
+    portable: bool = False
 
     def __post_init__(self) -> None:
         if self.calibrator not in CALIBRATORS:
@@ -64,6 +67,7 @@ class QuantizeStatic(Pass):
             tuple(pattern for pattern in self.exclude.split("|") if pattern),
             self.least_db,
             self.pays,
+            self.portable,
             context.threads,
         )
         found = quantize(graph, context.calibration.take(self.samples), settings, context.progress)
@@ -73,7 +77,12 @@ class QuantizeStatic(Pass):
 def _note(found: Findings, notes: dict[str, Note]) -> None:
     """What the report is told."""
     if found.why is not None:
-        notes["kept in floats"] = found.why
+        notes["remark"] = f"all stays in floats: {found.why}"
+    elif found.freed:
+        notes["remark"] = (
+            f"{len(found.freed)} layers stay in floats, for integers ruin the outputs there: "
+            + ", ".join(found.freed[:3])
+        )
     if found.collected is not None:
         notes["inputs"] = found.collected.inputs
         notes["stopped"] = found.collected.stopped
@@ -81,6 +90,7 @@ def _note(found: Findings, notes: dict[str, Note]) -> None:
     notes["latency_ratio"] = found.ratio
     notes["layer_errors"] = dict[str, Note](found.alone)
     notes["freed"] = [*found.freed]
+    notes["saturating_channels"] = dict[str, Note](found.saturating)
     notes["islands"] = dict[str, Note](found.islands)
     if found.plan is not None:
         notes["plan"] = [*str(found.plan).splitlines()]

@@ -32,7 +32,10 @@ __all__ = ["optimize"]
 @click.command()
 @click.argument("model", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Default: MODEL with .opt.onnx at its end.")
-@click.option("--recipe", help="A recipe by name, or a YAML file. Default: lossless.")
+@click.option(
+    "--recipe",
+    help="A recipe by name, or a YAML file. Default: int8 with --data, else lossless.",
+)
 @click.option("--passes", help='Passes instead: "a,b{option=value};c" (; ends a stage).')
 @data_option
 @click.option("--eval-data", help="Inputs that measure; default: half of --data, held out.")
@@ -57,8 +60,9 @@ __all__ = ["optimize"]
 def optimize(**options: object) -> int:
     """Make MODEL smaller and faster; the result appears only if it is whole and checked.
 
-    Without --data the rewrites are lossless. With --data, lossy recipes are held to --max-drop on
-    inputs they have not seen; the original teaches the result, labels are not needed.
+    Without --data the rewrites are lossless. With --data weights and activations become 8-bit
+    integers where that is faster, held to --max-drop on inputs they have not seen; labels are not
+    needed.
     """
     return _run(Job(**options))  # type: ignore[arg-type]
 
@@ -164,6 +168,6 @@ def _manager(job: Job) -> PassManager:
     if job.recipe is not None and job.passes is not None:
         raise RecipeError("--recipe and --passes: give one of them")
     if job.passes is None:
-        return PassManager(load_recipe(job.recipe or "lossless"))
+        return PassManager(load_recipe(job.recipe or ("int8" if job.data else "lossless")))
     stages = tuple(Stage(tuple(steps)) for steps in parse(job.passes) if steps)
     return PassManager(Recipe("--passes", "", stages))

@@ -21,6 +21,7 @@ __all__ = [
     "INT8_FULL",
     "UINT4",
     "UINT8",
+    "Floats",
     "Format",
     "Grid",
     "asymmetric",

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graphopt.ir import Array, Graph
+from graphopt.ir import Graph
 from graphopt.quantize.calibrators import Calibrator
-from graphopt.quantize.grid import BIAS, INT8, UINT8, Format, Grid, asymmetric, largest, symmetric
+from graphopt.quantize.grid import BIAS, INT8, UINT8, Floats, Grid, asymmetric, largest, symmetric
 from graphopt.quantize.observed import Observed
 from graphopt.quantize.placement import Placement, Unit
+from graphopt.quantize.portability import portable_bounds, saturating
 from graphopt.quantize.rules import Role
 
 __all__ = ["Plan", "make_plan", "watched"]
@@ -40,6 +41,16 @@ class Plan:
     def layers(self) -> tuple[Unit, ...]:
         """What multiplies with weights on integers."""
         return tuple(unit for unit in self.placement.units if unit.weight is not None)
+
+    def saturating(self, graph: Graph) -> dict[str, int]:
+        """How many output channels of each layer can saturate 16-bit sums of two products."""
+        found = {}
+        for unit in self.layers:
+            weight = None if unit.weight is None else graph.constant(unit.weight)
+            if weight is not None and unit.weight is not None:
+                codes = self.weights[unit.weight, unit.axis].quantize(weight)
+                found[unit.name] = int(saturating(codes, unit.axis).sum())
+        return found
 
     def __str__(self) -> str:
         rows = [f"{name}: {_described(grid)}" for name, grid in self.activations.items()]
@@ -75,9 +86,13 @@ def make_plan(
     placement: Placement,
     seen: Mapping[str, Observed],
     calibrator: Calibrator,
-    weights: Mapping[str, Format] | None = None,
+    *,
+    portable: bool = False,
 ) -> Plan:
-    """Grids from what calibration has seen; `weights` are formats other than 8 bits, by layer."""
+    """Grids from what calibration has seen.
+
+    If `portable`, weights that could saturate 16-bit sums get a coarser step.
+    """
     activations: dict[str, Grid] = {}
     for group, names in watched(placement).items():
         together = _merged([seen[name] for name in names])
@@ -89,7 +104,7 @@ def make_plan(
         for name in unit.reads
         if (array := _floats(graph, name)) is not None
     }
-    grids = _weight_grids(graph, placement, activations, weights or {})
+    grids = _weight_grids(graph, placement, activations, portable=portable)
     biases = {
         unit.name: _bias_grid(unit, activations, grids)
         for unit in placement.units
@@ -105,40 +120,30 @@ def _merged(parts: Sequence[Observed]) -> Observed:
     return whole
 
 
-def _floats(graph: Graph, name: str) -> Array | None:
+def _floats(graph: Graph, name: str) -> Floats | None:
     array = graph.constant(name)
-    return None if array is None else array.astype(np.float32)
+    return None if array is None else np.asarray(array, np.float32)
 
 
 def _weight_grids(
-    graph: Graph,
-    placement: Placement,
-    activations: Mapping[str, Grid],
-    formats: Mapping[str, Format],
+    graph: Graph, placement: Placement, activations: Mapping[str, Grid], *, portable: bool
 ) -> dict[tuple[str, int], Grid]:
     """One symmetric grid for each weight: coarse enough for 32 bits to hold every bias."""
-    bounds: dict[tuple[str, int], Array] = {}
-    kinds: dict[tuple[str, int], Format] = {}
+    bounds: dict[tuple[str, int], Floats] = {}
     for unit in placement.units:
-        if unit.weight is None:
+        weight = None if unit.weight is None else _floats(graph, unit.weight)
+        if weight is None or unit.weight is None:
             continue
-        key = unit.weight, unit.axis
-        kind = formats.get(unit.name, INT8)
-        if key not in kinds or kind.high < kinds[key].high:
-            kinds[key] = kind
-        weight = _floats(graph, unit.weight)
-        assert weight is not None, "a layer has a constant weight"
         bound = largest(weight, unit.axis)
-        if unit.bias is not None:
-            bias = _floats(graph, unit.bias)
-            assert bias is not None, "a layer's bias is constant"
+        if portable:
+            bound = np.maximum(bound, portable_bounds(weight, unit.axis, INT8.high))
+        bias = None if unit.bias is None else _floats(graph, unit.bias)
+        if bias is not None:
             step = float(activations[unit.reads[0]].scale) * _BIAS_STEPS
-            bound = np.maximum(bound, np.abs(bias.reshape(-1)) / step * kind.high)
-        bounds[key] = np.maximum(bounds.get(key, bound), bound)
-    return {
-        key: symmetric(bound.astype(np.float32), kinds[key], key[1])
-        for key, bound in bounds.items()
-    }
+            bound = np.maximum(bound, np.abs(bias.reshape(-1)) / step * INT8.high)
+        key = unit.weight, unit.axis
+        bounds[key] = np.maximum(bounds.get(key, bound), bound).astype(np.float32)
+    return {key: symmetric(bound, INT8, key[1]) for key, bound in bounds.items()}
 
 
 def _bias_grid(

@@ -37,6 +37,7 @@ class Settings:
     exclude    patterns of nodes, tensors or operators that stay in floats
     least_db   layers go back to floats until the outputs have this signal over error; None: never
     pays       whether integers that are not faster by measurement are taken out again
+    portable   whether results must be the same on processors with and without VNNI
     """
 
     calibrator: str = "mse"
@@ -44,6 +45,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     least_db: float | None = None
     pays: bool = False
+    portable: bool = False
     threads: int = 1
 
 
@@ -59,6 +61,7 @@ class Findings:
     freed: list[str] = field(default_factory=list)
     islands: Mapping[str, float] = field(default_factory=dict)
     ratio: float | None = None
+    saturating: Mapping[str, int] = field(default_factory=dict)
 
 
 Progress = Callable[[str, float], None]
@@ -81,7 +84,7 @@ def quantize(graph: Graph, dataset: Dataset, settings: Settings, progress: Progr
         findings.why = "no layer has a kernel on integers"
         return findings
     seen = _calibrated(changed, placement, dataset, settings, progress, findings)
-    plan = make_plan(changed, placement, seen, CALIBRATORS[settings.calibrator])
+    plan = _planned(changed, placement, seen, settings)
     if settings.least_db is not None:
         plan = _near_enough(changed, plan, seen, dataset, settings, progress, findings)
     if settings.pays:
@@ -90,6 +93,7 @@ def quantize(graph: Graph, dataset: Dataset, settings: Settings, progress: Progr
         findings.why = "no layer was worth it"
     if findings.why is not None:
         return findings
+    findings.saturating = plan.saturating(changed)
     insert(changed, plan)
     if settings.pays and not _is_faster(graph, changed, dataset, settings, findings):
         return findings
@@ -170,7 +174,14 @@ def _replanned(
     graph: Graph, freed: Collection[str], seen: Mapping[str, Observed], settings: Settings
 ) -> Plan:
     placement = place(graph, settings.exclude, floats=freed)
-    return make_plan(graph, placement, seen, CALIBRATORS[settings.calibrator])
+    return _planned(graph, placement, seen, settings)
+
+
+def _planned(
+    graph: Graph, placement: Placement, seen: Mapping[str, Observed], settings: Settings
+) -> Plan:
+    calibrator = CALIBRATORS[settings.calibrator]
+    return make_plan(graph, placement, seen, calibrator, portable=settings.portable)
 
 
 def _without_losers(

@@ -88,7 +88,7 @@ def test_a_quantized_model_is_left_alone() -> None:
     _, once = quantized(CHAIN)
     again, context = _run(once, calibration(once))
     assert again.fingerprint() == once.fingerprint()
-    assert context.notes["kept in floats"] == "the model is quantized already"
+    assert context.notes["remark"] == "all stays in floats: the model is quantized already"
 
 
 @pytest.mark.parametrize("pattern", ["Conv", "c", "r|y", "*"])
@@ -143,7 +143,7 @@ def test_integers_that_do_not_pay_are_taken_out() -> None:
     graph = Graph.load(parse(text))
     result, context = _run(graph, calibration(graph), pays=True, least_db=None)
     assert result.fingerprint() == graph.fingerprint()
-    assert "times as long as floats" in str(context.notes["kept in floats"])
+    assert "times as long as floats" in str(context.notes["remark"])
 
 
 @pytest.mark.parametrize(
