@@ -45,7 +45,7 @@ threads_option = click.option(
     type=click.IntRange(0, MOST_THREADS),
     default=1,
     show_default=True,
-    help="Threads of ONNX Runtime; 0: all cores.",
+    help="Threads of ONNX Runtime and of training; 0: all cores.",
 )
 data_option = click.option(
     "--data",

@@ -29,11 +29,6 @@ def part_rows(dataset: Dataset, plan: Plan, seed: int) -> tuple[Places, Places]:
     """Positions that are trained on, and held-out ones; of whole batches if these are fixed."""
     unit = dataset.fixed_batch or 1
     count = len(dataset) // unit * unit
-    if count == 0:
-        raise DataError(
-            f"train: the model takes exactly {unit} rows at a time, {dataset.spec} has "
-            f"{len(dataset)}; give at least {unit}"
-        )
     held = min(round(plan.holdout * count), _MOST_HELD) // unit * unit
     if held < _FEWEST_HELD or held == count:
         held = 0

@@ -39,7 +39,13 @@ class Rows:
                 raise DataError(f"train: input {name!r} is not a tensor, so it has no rows")
             specs.append(InputSpec(name, graph.shape(name), dtype))
         self._axes = batch_axes(specs)
-        self._first = self._fresh(np.arange(dataset.fixed_batch or 1))
+        unit = dataset.fixed_batch or 1
+        if len(dataset) < unit:
+            raise DataError(
+                f"train: the model takes exactly {unit} rows at a time, {dataset.spec} has "
+                f"{len(dataset)}; give at least {unit}"
+            )
+        self._first = self._fresh(np.arange(unit))
         self.in_memory = self._size_bytes() < _SHARE * free_bytes(device)
         self._held = self._all() if self.in_memory else ()
         labels = dataset.labels
@@ -70,7 +76,7 @@ class Rows:
         return self._labels[torch.from_numpy(places).to(self._device)]
 
     def _fresh(self, places: npt.NDArray[np.int64]) -> list[torch.Tensor]:
-        arrays = next(self._dataset.select(places).batches(len(places)))
+        arrays = self._dataset.source.read(self._dataset.indices[places])
         return [to_tensor(arrays[name]) for name in self._axes]
 
     def _size_bytes(self) -> int:
@@ -81,9 +87,10 @@ class Rows:
     def _all(self) -> list[torch.Tensor]:
         """Every row, read in chunks."""
         parts: list[list[torch.Tensor]] = [[] for _ in self._axes]
-        for batch in self._dataset.batches(_CHUNK):
-            for part, name in zip(parts, self._axes, strict=True):
-                part.append(to_tensor(batch[name]))
+        for start in range(0, len(self), _CHUNK):
+            chunk = np.arange(start, min(start + _CHUNK, len(self)))
+            for part, tensor in zip(parts, self._fresh(chunk), strict=True):
+                part.append(tensor)
         return [
             (part[0] if axis is None else torch.cat(part, axis)).to(self._device)
             for part, axis in zip(parts, self._axes.values(), strict=True)
