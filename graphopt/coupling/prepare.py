@@ -4,6 +4,7 @@
   into rows it could only lose whole columns, and through several shuffles everything ties to
   everything.
 - A vector that several nodes share, as exporters merge equal biases, becomes one vector each.
+- Identity, which hides both, goes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ __all__ = ["prepare", "remade"]
 
 def prepare(graph: Graph) -> None:
     """Loosen what ties channels without need; the graph computes what it did."""
+    for node in [node for node in graph.nodes if node.op == "Identity"]:
+        old, new = node.outputs[0].name, node.inputs[0].name
+        if graph.can_replace(old, new):
+            graph.apply(Edit(remove=(node,), replace={old: new}))
     candidates = [found for node in graph.nodes if (found := _permuting(graph, node)) is not None]
     if candidates:
         sizes = Sizes(graph)

@@ -7,6 +7,7 @@
 - ConstantOfShape with a known shape becomes a constant that occupies one element of memory, and
   is written back as ConstantOfShape where that is smaller (the light models of the onnx wheel).
 - Shape arithmetic whose result is known becomes constants.
+- A split into a sequence whose elements are picked becomes a Split.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from onnx import numpy_helper
 from graphopt.ir.convert import values_of
 from graphopt.ir.edit import Edit
 from graphopt.ir.reading import Array
+from graphopt.ir.sequences import split_sequences
 from graphopt.ir.values import Known, as_integers
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ _UNIFORM_BYTES = 4096
 def normalise(graph: Graph) -> None:
     """Bring a freshly loaded graph into the form all passes expect."""
     _name_constants(graph)
+    if split_sequences(graph):
+        graph.reshape_notice()
     while fold_integers(graph) and (graph.functions or len(list(graph.scopes())) > 1):
         graph.reshape_notice()  # inference sees through bodies only with the whole model
     graph.prune()

@@ -127,3 +127,39 @@ def test_one_name_for_two_unknown_sizes_is_no_equality() -> None:
         dim.dim_param = "?"
     graph = Graph.load(model)
     assert graph.shape("x") == (None, None)
+
+
+SPLIT = """g (float[N,7,2] x) => (float[N,A,2] y, float[N,B,2] z)
+<int64 part = {3}, int64 first = {0}, int64 last = {-1}> {
+    parts = SplitToSequence<axis = 1>(x, part)
+    a = SequenceAt(parts, first)
+    b = SequenceAt(parts, last)
+    y = Relu(a)
+    z = Neg(b)
+}"""
+
+
+def test_picked_elements_of_a_split_sequence_become_a_split() -> None:
+    model = parse(SPLIT)
+    graph = Graph.load(model)
+    assert operators(graph) == ["Split", "Relu", "Neg"]
+    assert graph.shape("b") == ("N", 1, 2)
+    assert_valid(graph)
+    assert_same_outputs(model, graph, tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("SequenceAt(parts, last)", "ConcatFromSequence<axis = 1>(parts)"),
+        ("int64 last = {-1}", "int64 last = {0}"),
+        ("(x, part)", "(x)"),
+    ],
+    ids=["also read whole", "one element twice", "single indices"],
+)
+def test_other_sequences_stay(old: str, new: str) -> None:
+    text = SPLIT.replace("[N,A,2]", "[N,A,B]").replace("[N,B,2]", "[N,B,C]").replace(old, new)
+    model = parse(text)
+    graph = Graph.load(model)
+    assert "SplitToSequence" in operators(graph)
+    assert_same_outputs(model, graph, tolerance=0)
