@@ -1,4 +1,4 @@
-"""A small vision transformer, its attention written out in single operators."""
+"""Vision transformers, their attention written out in single operators."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["vision_transformer"]
+__all__ = ["Attention", "vision_transformer", "vit_b_16"]
 
 
 def vision_transformer() -> nn.Module:
     """Build a transformer of 6 blocks, width 192 and 3 heads over 64 patches of a 32x32 image."""
-    return _VisionTransformer(patch=4, width=192, depth=6)
+    return _VisionTransformer(tokens=64, patch=4, width=192, depth=6, classes=10)
+
+
+def vit_b_16() -> nn.Module:
+    """Build ViT-B/16 (Dosovitskiy 2021): 12 blocks, 12 heads, images of 224x224, 1000 classes."""
+    return _VisionTransformer(tokens=196, patch=16, width=768, depth=12, classes=1000)
 
 
 class _VisionTransformer(nn.Module):
     """Patches and a class token through pre-norm blocks; the head reads the class token."""
 
-    def __init__(self, *, patch: int, width: int, depth: int) -> None:
+    def __init__(self, *, tokens: int, patch: int, width: int, depth: int, classes: int) -> None:
         super().__init__()
-        tokens = (32 // patch) ** 2 + 1
         self.patches = nn.Conv2d(3, width, patch, patch)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
-        self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, tokens, width), std=0.02))
+        places = torch.empty(1, tokens + 1, width)
+        self.position = nn.Parameter(nn.init.trunc_normal_(places, std=0.02))
         self.blocks = nn.Sequential(*(_Block(width, heads=width // 64) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 10)
+        self.head = nn.Linear(width, classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         patches = self.patches(image).flatten(2).transpose(1, 2)
@@ -41,7 +46,7 @@ class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = _Attention(width, heads)
+        self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
         self.expand = nn.Linear(width, 4 * width)
         self.project = nn.Linear(4 * width, width)
@@ -53,7 +58,7 @@ class _Block(nn.Module):
         return out
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """Every token looks at every token, in `heads` independent subspaces."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -64,9 +69,9 @@ class _Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        tokens, width = features.shape[1:]
+        tokens = features.shape[1]
         # (batch, tokens, 3 * width) -> three times (batch, heads, tokens, width of a head)
-        apart = self.qkv(features).reshape(-1, tokens, 3, self.heads, width // self.heads)
+        apart = self.qkv(features).reshape(features.shape[0], tokens, 3, self.heads, -1)
         query, key, value = apart.permute(2, 0, 3, 1, 4).unbind(0)
         weights = torch.softmax(query @ key.transpose(-2, -1) * self.scale, dim=-1)
         mixed: torch.Tensor = self.out((weights @ value).transpose(1, 2).flatten(2))
