@@ -12,11 +12,11 @@ from graphopt.ir import Array, Graph
 __all__ = ["draw_light_models"]
 
 
-def draw_light_models(folder: Path) -> list[Path]:
-    """Write the nine networks to a folder, seeded by their place; return their paths."""
+def draw_light_models(folder: Path, pattern: str = "*") -> list[Path]:
+    """Write those of the nine networks that a pattern names to a folder; return their paths."""
     source = Path(onnx.backend.test.__file__).parent / "data" / "light"
     paths = []
-    for seed, path in enumerate(sorted(source.glob("*.onnx"))):
+    for seed, path in enumerate(sorted(source.glob(f"{pattern}.onnx"))):
         graph = Graph.load(path)
         _draw(graph, np.random.default_rng(seed))
         paths.append(folder / path.name)

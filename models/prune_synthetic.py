@@ -15,8 +15,8 @@ _BLOCK = 10
 """Nodes in a block: a residual pair of convolutions, a concatenation, and what leaves it."""
 
 
-def write_synthetic(path: Path) -> Path:
-    """Write the network for images (1, 100, 1, 1); every node's output has 100 channels or more."""
+def write_synthetic(path: Path, count: int = NODES) -> Path:
+    """Write a network of so many nodes, each with 100 channels or more, for images of one pixel."""
     rng = np.random.default_rng(0)
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
@@ -32,7 +32,7 @@ def write_synthetic(path: Path) -> Path:
         return nodes[-1].output[0]
 
     x = "x"
-    for _ in range(NODES // _BLOCK):
+    for _ in range(count // _BLOCK):
         start = node("Relu", node("Conv", x, weight(WIDTH, WIDTH, 1, 1)))
         inside = node("Relu", node("Conv", start, weight(WIDTH, WIDTH, 1, 1)))
         alone = node("Conv", inside, weight(WIDTH, 1, 1, 1), group=WIDTH)
