@@ -41,6 +41,9 @@ _SCHEDULES: Mapping[str, Callable[[float], float]] = {
 _LEFT, _GOING = ("macs", "bytes", "latency"), ("ratio",)
 """Options that say which fraction of the graph a pass is given is to be left, or to go."""
 
+_ABSOLUTE = ("macs", "bytes")
+"""Of these, those that count by the original if the pass's option `of` says so."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -180,10 +183,13 @@ def _amounts(step: Pass) -> dict[str, float]:
 
 def _partly(step: Pass, before: float, after: float) -> Pass:
     """A pass that takes a graph from one part of its way to another."""
-    changed = {}
+    changed: dict[str, object] = {}
     for key, target in _amounts(step).items():
-        left = (1 - after * (1 - target)) / (1 - before * (1 - target))
-        changed[key] = left if key in _LEFT else 1 - left
+        start, end = (1 - part * (1 - target) for part in (before, after))
+        if key in _ABSOLUTE and "of" in step.options():
+            changed |= {key: round(end, 6), "of": "original"}
+        else:
+            changed[key] = round(end / start if key in _LEFT else 1 - end / start, 6)
     return replace(step, **changed)
 
 

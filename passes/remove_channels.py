@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from graphopt.cost import cost
 from graphopt.coupling import Coupling, Family, couple, explain, mask, prepare, remove
 from graphopt.coupling.allocation import (
     Allocation,
@@ -48,11 +49,13 @@ class RemoveChannels(Pass):
 
     How many go: the fraction `ratio` of all channels (0.5 if nothing is said), or so many that at
     most the fraction `macs` of the multiply-accumulates, `bytes` of the weights' bytes, or
-    `latency` of the time that one run takes in ONNX Runtime here is left. Which families lose how
-    much is the `allocation`: uniform (all the same fraction), global (one threshold on the scores
-    for all), sensitivity (all cost the same output error on calibration inputs, or the same loss
-    of the metric with sensitivity-metric, each cut alone). A latency budget weighs what
-    each family's widths were measured to save against the importance that they lose.
+    `latency` of the time that one run takes in ONNX Runtime here is left; `macs` and `bytes` are
+    fractions `of` the pass's input, or of the original that the whole run started from. Which
+    families lose how much is the `allocation`: uniform (all the same fraction), global (one
+    threshold on the scores for all), sensitivity (all cost the same output error on calibration
+    inputs, or the same loss of the metric with sensitivity-metric, each cut alone). A latency
+    budget weighs what each family's widths were measured to save against the importance that they
+    lose.
 
     `importance`, from the weights: l1, l2, geometric-median, batch-norm-scale, random; from
     `samples` calibration inputs: apoz, mean-activation, activation-variance, hessian-diagonal,
@@ -81,6 +84,7 @@ class RemoveChannels(Pass):
     floor: float = 0.1
     families: tuple[str, ...] = ()
     samples: int = 512
+    of: Literal["input", "original"] = "input"
 
     def __post_init__(self) -> None:
         given = self._amounts()
@@ -201,12 +205,22 @@ class RemoveChannels(Pass):
         allocation = self._allocation(coupling, candidates, context)
         if "macs" in amounts or "bytes" in amounts:
             work = macs_of(coupling) if "macs" in amounts else bytes_of(coupling)
-            return fit(candidates, allocation, work.left, next(iter(amounts.values())))
+            target = next(iter(amounts.values())) * self._whole(coupling.graph, context)
+            return fit(candidates, allocation, work.left, target)
         ratio = amounts.get("ratio", _DEFAULT_RATIO)
         if self.allocation == "uniform":
             plan = candidates.plan(allocation(ratio))
             return Fitted(plan, candidates.left(plan), met=True)
         return fit(candidates, allocation, candidates.left, 1 - ratio)
+
+    def _whole(self, graph: Graph, context: Context) -> float:
+        """What macs or bytes are fractions of, in units of what the graph has now."""
+        if self.of == "input":
+            return 1.0
+        now, first = cost(graph), cost(context.original)
+        if self.macs is not None:
+            return first.macs / max(now.macs, 1)
+        return first.weight_bytes / max(now.weight_bytes, 1)
 
     def _allocation(
         self, coupling: Coupling, candidates: Candidates, context: Context

@@ -79,7 +79,7 @@ def test_steps_from_python() -> None:
 @pytest.mark.parametrize(("schedule", "parts"), [("linear", [1 / 3, 2 / 3, 1]), ("cubic", None)])
 @pytest.mark.parametrize("option", ["ratio", "macs", "bytes"])
 def test_steps_of_a_schedule_add_up(schedule: str, parts: list[float] | None, option: str) -> None:
-    """What every step leaves, multiplied, is what the whole is to leave."""
+    """What every step leaves is on the way to what the whole is to leave."""
     parts = parts or [19 / 27, 26 / 27, 1]
     target = 0.4
     cut = {"remove-channels": {option: target}}
@@ -90,6 +90,16 @@ def test_steps_of_a_schedule_add_up(schedule: str, parts: list[float] | None, op
         ["remove-channels", "refit"]
     ] * 3
     given = [float(str(stage.passes[0].options()[option])) for stage in stages]
-    left = np.cumprod([1 - value if option == "ratio" else value for value in given])
+    if option == "ratio":
+        left = np.cumprod([1 - value for value in given])
+    else:
+        assert all(stage.passes[0].options()["of"] == "original" for stage in stages)
+        left = np.array(given)
     gone = 1 - target if option != "ratio" else target
-    np.testing.assert_allclose(left, [1 - part * gone for part in parts], rtol=1e-12)
+    np.testing.assert_allclose(left, [1 - part * gone for part in parts], rtol=1e-5)
+
+
+def test_steps_of_a_pass_that_knows_no_original_multiply() -> None:
+    stages = read_steps([{"gradually": {"steps": 4, "stage": {"remove-and-refit": {"macs": 0.2}}}}])
+    given = [float(str(stage.passes[0].options()["macs"])) for stage in stages]
+    np.testing.assert_allclose(np.cumprod(given), [0.8, 0.6, 0.4, 0.2], rtol=1e-5)

@@ -147,7 +147,23 @@ def test_data_choose_the_channels(run: Run, model: Path, images: Path, tmp_path:
 
 @pytest.mark.parametrize(
     "recipe",
-    ["channel-pruning", "geometric-median", "network-trimming", "pruning-filters", "thinet"],
+    [
+        *("channel-pruning-untrained", "geometric-median-untrained", "network-trimming-untrained"),
+        *("pruning-filters-untrained", "thinet-untrained"),
+        *("network-slimming", "soft-geometric-median", "thinet"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                *(
+                    "channel-pruning",
+                    "geometric-median",
+                    "network-trimming",
+                    "pruning-filters",
+                    "taylor",
+                ),
+            )
+        ),
+    ],
 )
 def test_recipes_of_the_literature(run: Run, model: Path, images: Path, recipe: str) -> None:
     before = onnx.load(model)

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from graphopt.cost import cost
 from graphopt.coupling.importance import IMPORTANCES
 from graphopt.data import Dataset
 from graphopt.errors import BudgetError, RecipeError
@@ -120,3 +121,15 @@ def test_what_stays_is_noted_for_a_refit() -> None:
     kept = noted_traces(graph)
     assert sorted(kept) == ["a", "c", "f", "p", "r"]
     assert len(kept["r"][1]) == 4
+
+
+def test_fractions_of_the_original() -> None:
+    """A second cut counts by what there was at first; there may be nothing left for it to do."""
+    original = Graph.load(parse(CHAIN))
+    graph, context = original.clone(), Context(original=original)
+    for macs, least in ((0.7, 0.5), (0.6, 0.5), (0.65, 0.5), (0.4, 0.25)):
+        before = cost(graph).macs
+        step = RemoveChannels(macs=macs, of="original", importance="l2")
+        step.run(graph, context)
+        assert least < cost(graph).macs / cost(original).macs <= macs
+        assert macs != 0.65 or cost(graph).macs == before
