@@ -10,6 +10,7 @@ CATALOG: Mapping[str, str] = {
     "align-channels": "passes.align_channels:AlignChannels",
     "convolve-affine": "passes.convolve_affine:ConvolveAffine",
     "distill": "passes.distill:Distill",
+    "correct-bias": "passes.correct_bias:CorrectBias",
     "equalize": "passes.equalize:Equalize",
     "factor-gates": "passes.factor_gates:FactorGates",
     "factorize": "passes.factorize:Factorize",

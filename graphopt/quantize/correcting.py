@@ -1,0 +1,103 @@
+"""Take the mean error of each quantized layer out of its bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.data import Dataset
+from graphopt.ir import Array, Graph
+from graphopt.quantize.references import noted_references
+from graphopt.quantize.stored_layers import (
+    StoredLayer,
+    Target,
+    find_stored_layers,
+    find_target,
+    write_bias,
+)
+from graphopt.refit.frontier import Frontier
+
+__all__ = ["Corrected", "correct_biases"]
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass
+class Corrected:
+    """For each layer the largest mean error of a channel relative to the output's spread, or why
+    its bias was left alone."""
+
+    shifts: dict[str, float] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
+
+
+class _Means:
+    """Mean and variance over all but the channel axis, batch by batch."""
+
+    def __init__(self, axis: int) -> None:
+        self._axis, self._count = axis, 0
+        self._sum: Doubles = np.zeros(1)
+        self._squares = 0.0
+
+    def add(self, values: Array) -> None:
+        rows = np.moveaxis(values, self._axis, -1).reshape(-1, values.shape[self._axis])
+        self._sum = self._sum + rows.sum(axis=0, dtype=np.float64)
+        self._squares += float(np.square(rows, dtype=np.float64).mean()) * len(rows)
+        self._count += len(rows)
+
+    @property
+    def mean(self) -> Doubles:
+        return self._sum / self._count
+
+    @property
+    def power(self) -> float:
+        return self._squares / self._count
+
+
+def correct_biases(
+    graph: Graph,
+    original: Graph,
+    dataset: Dataset,
+    *,
+    threads: int = 1,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Corrected:
+    """Shift the bias of each layer with stored weights so that the means of its outputs stay.
+
+    From front to back: a layer is measured with all before it corrected. Outputs are compared
+    before the activation.
+    """
+    made = Frontier(graph, dataset, threads=threads)
+    wanted = Frontier(original, dataset, threads=threads)
+    references = noted_references(graph)
+    found = Corrected()
+    layers = find_stored_layers(graph)
+    for number, layer in enumerate(layers):
+        progress(number / len(layers))
+        name = layer.layer.output
+        bias = layer.bias_values(graph)
+        target = find_target(graph, original, references, layer)
+        if bias is None or isinstance(target, str):
+            found.left_alone[name] = "it has no bias" if isinstance(target, Target) else target
+            continue
+        shift, power = _mean_error(made, wanted, layer, target)
+        write_bias(graph, layer, bias + shift)
+        made.forget([name])
+        found.shifts[name] = float(np.abs(shift).max() / max(np.sqrt(power), 1e-30))
+    return found
+
+
+def _mean_error(
+    made: Frontier, wanted: Frontier, layer: StoredLayer, target: Target
+) -> tuple[Doubles, float]:
+    """How much each channel is too low on average, and the mean square of the original."""
+    axis, name = layer.layer.channel_axis, layer.layer.output
+    ours, theirs = _Means(axis), _Means(axis)
+    pairs = zip(made.batches([name]), wanted.batches([target.tensor]), strict=True)
+    for found, original in pairs:
+        ours.add(found[name])
+        theirs.add(target.reference.of(original[target.tensor]))
+    return theirs.mean - ours.mean, theirs.power

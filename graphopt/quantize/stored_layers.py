@@ -1,0 +1,198 @@
+"""Layers that multiply weights stored as integers, and what each of them gave in the original."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.quantize.grid import BIAS, Format, Grid
+from graphopt.quantize.references import Reference
+from graphopt.refit.layers import Layer
+from graphopt.rewrite.matching import is_op
+
+__all__ = ["Stored", "StoredLayer", "Target", "find_stored_layers", "find_target", "write_bias"]
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A constant that a DequantizeLinear reads: its codes' name and its grid."""
+
+    codes: str
+    reader: gs.Node
+    grid: Grid
+
+    def values(self, graph: Graph) -> npt.NDArray[np.float32]:
+        codes = graph.constant(self.codes)
+        assert codes is not None, "codes are constant"
+        return self.grid.dequantize(codes)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredLayer:
+    """A Conv, Gemm or MatMul of a tensor with a stored weight; `layer` tells its rows."""
+
+    layer: Layer
+    weight: Stored
+    bias: Stored | None
+    """A bias that is stored too; a float one is `layer.bias`."""
+
+    def matrix(self, weight: Array) -> Doubles:
+        """A weight of this layer, factor included, as (group, output, column)."""
+        node, groups = self.layer.node, self.layer.groups
+        if node.op == "Conv":
+            return np.array(weight.reshape(groups, len(weight) // groups, -1), np.float64)
+        turned = np.array(weight if node.attrs.get("transB", 0) else weight.T, np.float64)
+        return turned[np.newaxis] * float(node.attrs.get("alpha", 1.0))
+
+    def weight_of(self, matrix: Doubles, like: Array) -> Doubles:
+        """The reverse of `matrix`, without the factor."""
+        if self.layer.node.op == "Conv":
+            return np.asarray(matrix.reshape(like.shape))
+        return np.asarray(matrix[0] if self.layer.node.attrs.get("transB", 0) else matrix[0].T)
+
+    def bias_values(self, graph: Graph) -> Doubles | None:
+        """What is added to each output; None where nothing is."""
+        factor = float(self.layer.node.attrs.get("beta", 1.0))
+        if self.bias is not None:
+            return self.bias.values(graph).astype(np.float64).reshape(-1) * factor
+        array = graph.constant(self.layer.bias) if self.layer.bias else None
+        return None if array is None else array.astype(np.float64).reshape(-1) * factor
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer gave in the original: a tensor there, how it was rescaled since, its clamp."""
+
+    tensor: str
+    reference: Reference
+    low: float
+    high: float
+
+
+def find_stored_layers(graph: Graph) -> list[StoredLayer]:
+    """The layers of the main scope whose weight is stored and read by nobody else, in order."""
+    layers = (_layer(graph, node) for node in graph.nodes)
+    return [layer for layer in layers if layer is not None]
+
+
+def _layer(graph: Graph, node: gs.Node) -> StoredLayer | None:
+    if not is_op(node, "Conv", "Gemm", "MatMul") or node.attrs.get("transA", 0):
+        return None
+    weight = _stored(graph, node.inputs[1].name)
+    if weight is None or (node.op == "Conv" and "kernel_shape" not in node.attrs):
+        return None
+    codes = graph.constant(weight.codes)
+    assert codes is not None, "codes are constant"
+    if node.op != "Conv" and codes.ndim != 2:
+        return None
+    bias_name = str(node.inputs[2].name) if len(node.inputs) > 2 else ""
+    bias = _stored(graph, bias_name) if bias_name else None
+    if bias_name and bias is None and graph.constant(bias_name) is None:
+        return None
+    layer = Layer(
+        node, None, str(node.inputs[0].name), str(node.inputs[1].name), bias_name or None,
+        str(node.outputs[0].name), int(node.attrs.get("group", 1)), math.prod(codes.shape[2:]),
+    )  # fmt: skip
+    return StoredLayer(layer, weight, bias)
+
+
+def _stored(graph: Graph, name: str) -> Stored | None:
+    """The codes and grid behind a tensor that one layer reads."""
+    reader = graph.producer(name) if name else None
+    if reader is None or not is_op(reader, "DequantizeLinear"):
+        return None
+    if len(graph.consumers(name)) != 1 or graph.is_output(name):
+        return None
+    names = [str(tensor.name) for tensor in reader.inputs]
+    codes, scale = graph.constant(names[0]), graph.constant(names[1])
+    if codes is None or scale is None or len(graph.consumers(names[0])) != 1:
+        return None
+    given = graph.constant(names[2]) if len(names) > 2 and names[2] else None
+    zero = np.zeros(scale.shape, codes.dtype) if given is None else given
+    axis = None if scale.ndim == 0 else int(reader.attrs.get("axis", 1)) % codes.ndim
+    block = int(reader.attrs.get("block_size", 0))
+    grid = Grid(np.asarray(scale, np.float32), zero, _format(codes), axis, block)
+    return Stored(names[0], reader, grid)
+
+
+def _format(codes: Array) -> Format:
+    if codes.dtype == BIAS.dtype:
+        return BIAS
+    bits = int(str(codes.dtype).removeprefix("u").removeprefix("int"))
+    signed = not str(codes.dtype).startswith("u")
+    low = -(2 ** (bits - 1)) if signed else 0
+    return Format(codes.dtype, low, low + 2**bits - 1)
+
+
+def find_target(
+    graph: Graph, original: Graph, references: Mapping[str, Reference], layer: StoredLayer
+) -> Target | str:
+    """What the layer gave in the original before its activation; or why that cannot be told."""
+    name = _seen_as(graph, layer.layer.output)
+    reference = references.get(name, Reference(name, {}))
+    if reference.tensor not in original or original.constant(reference.tensor) is not None:
+        return f"the original has no tensor {reference.tensor!r}"
+    maker = original.producer(reference.tensor)
+    low, high = -math.inf, math.inf
+    tensor = reference.tensor
+    if maker is not None and name != layer.layer.output and is_op(maker, "Clip", "Relu"):
+        found = _clamp(original, maker)
+        if found is None or (reference.divisors and found != (0.0, math.inf)):
+            return f"the clamp behind {name!r} is computed"
+        (low, high), tensor = found, str(maker.inputs[0].name)
+    if original.producer(tensor) is None:
+        return f"the original does not compute {tensor!r}"
+    return Target(tensor, reference, low, high)
+
+
+def _seen_as(graph: Graph, output: str) -> str:
+    """The name under which what a layer gives is read from its grid."""
+    for reader in graph.consumers(output):
+        if is_op(reader, "QuantizeLinear"):
+            backs = graph.consumers(reader.outputs[0].name)
+            if backs and is_op(backs[0], "DequantizeLinear"):
+                return str(backs[0].outputs[0].name)
+    return output
+
+
+def _clamp(graph: Graph, node: gs.Node) -> tuple[float, float] | None:
+    if node.op == "Relu":
+        return 0.0, math.inf
+    bounds = []
+    for place, key, default in ((1, "min", -math.inf), (2, "max", math.inf)):
+        name = str(node.inputs[place].name) if len(node.inputs) > place else ""
+        array = graph.constant(name) if name else np.float32(node.attrs.get(key, default))
+        if array is None:
+            return None
+        bounds.append(float(np.asarray(array).reshape(-1)[0]))
+    return bounds[0], bounds[1]
+
+
+def write_bias(graph: Graph, layer: StoredLayer, bias: Doubles) -> None:
+    """Give a layer that has a bias another one; a stored one keeps its steps."""
+    name = layer.layer.bias
+    assert name is not None, "the layer has a bias"
+    values = bias / float(layer.layer.node.attrs.get("beta", 1.0))
+    if layer.bias is not None:
+        old = graph.constant(layer.bias.codes)
+        assert old is not None, "codes are constant"
+        graph.set_constant(layer.bias.codes, layer.bias.grid.quantize(values.reshape(old.shape)))
+        return
+    array = graph.constant(name)
+    assert array is not None, "a bias that is not stored is constant"
+    if len(graph.consumers(name)) == 1 and not graph.is_output(name):
+        graph.set_constant(name, np.asarray(values.reshape(array.shape), array.dtype))
+        return
+    node = layer.layer.node
+    data, weight = (str(tensor.name) for tensor in node.inputs[:2])
+    inputs = (data, weight, values.astype(array.dtype))
+    made = NewNode(node.op, inputs, (layer.layer.output,), dict(node.attrs), name=node.name)
+    graph.apply(Edit(remove=(node,), add=(made,)))

@@ -1,0 +1,111 @@
+"""correct-bias: mean errors of layers go, what cannot be compared is named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.data import Dataset
+from graphopt.errors import RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context
+from passes.correct_bias import CorrectBias
+from passes.equalize import Equalize
+from passes.quantize_static import QuantizeStatic
+from passes.quantize_weights import QuantizeWeights
+from tests.asserting import assert_valid, parse, run_model
+
+NETWORK = """net (float[N,8,8,8] x) => (float[N,10] y)
+<float[24,8,3,3] w, float[24] b, float[24,24,3,3] v, float[24] c, float[24,10] g, float[10] d> {
+    p = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w, b)
+    q = Relu(p)
+    r = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(q, v, c)
+    s = Add(r, q)
+    t = Relu(s)
+    a = GlobalAveragePool(t)
+    f = Flatten(a)
+    y = Gemm(f, g, d)
+}"""
+
+
+def network() -> Graph:
+    graph = Graph.load(parse(NETWORK))
+    for name in ("v", "g"):
+        graph.set_constant(name, graph.constants()[name].astype(np.float32) * np.float32(0.1))
+    return graph
+
+
+def data(count: int = 64) -> Dataset:
+    x = np.random.default_rng(3).random((count, 8, 8, 8)).astype(np.float32)
+    return Dataset.from_arrays({"x": x})
+
+
+def mean_errors(graph: Graph, original: Graph, names: dict[str, str]) -> list[float]:
+    """The largest mean error of a channel, for each tensor, in units of the original's spread."""
+    feeds = next(data().batches(64))
+    errors = []
+    for ours, theirs in names.items():
+        (found,) = run_model(graph.with_outputs([ours]), feeds)
+        (wanted,) = run_model(original.with_outputs([theirs]), feeds)
+        axes = tuple(axis for axis in range(wanted.ndim) if axis != 1)
+        errors.append(float(np.abs((found - wanted).mean(axes)).max() / wanted.std()))
+    return errors
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_means_are_those_of_the_original(static: bool) -> None:
+    original, data_set = network(), data()
+    graph = original.clone()
+    context = Context(original=original, calibration=data_set)
+    if static:
+        QuantizeStatic(pays=False, least_db=None).run(graph, context)
+    else:
+        QuantizeWeights(bits=4, block=0).run(graph, context)
+    layers = {"q_f" if static else "p": "p", "r_f" if static else "r": "r"}
+    before = mean_errors(graph, original, layers)
+    CorrectBias().run(graph, context)
+    assert_valid(graph)
+    after = mean_errors(graph, original, layers)
+    assert all(a < 0.1 * b for a, b in zip(after, before, strict=True))
+    assert max(after) < 1e-3
+    assert context.notes["left_alone"] == {}
+
+
+def test_rescaled_layers_are_compared_with_what_they_were() -> None:
+    original, graph = network(), network()
+    context = Context(original=original, calibration=data())
+    Equalize().run(graph, context)
+    QuantizeWeights(bits=4, block=0).run(graph, context)
+    CorrectBias().run(graph, context)
+    shifts = context.notes["shifts"]
+    assert isinstance(shifts, dict)
+    assert len(shifts) == 3
+    assert context.notes["left_alone"] == {}
+    feeds = next(data().batches(64))
+    (found,), (wanted,) = run_model(graph, feeds), run_model(original, feeds)
+    assert np.abs((found - wanted).mean(0)).max() < 1e-3 * np.abs(wanted).max()
+
+
+def test_what_has_no_bias_or_no_original_is_left_alone() -> None:
+    text = """two (float[N,64] x) => (float[N,64] y) <float[64,64] w, float[64,64] v> {
+        h = MatMul(x, w)  r = Relu(h)  y = MatMul(r, v) }"""
+    original = Graph.load(parse(text))
+    graph = original.clone()
+    QuantizeWeights().run(graph, Context(original=original))
+    graph.rename("h", "renamed")
+    x = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
+    context = Context(original=original, calibration=Dataset.from_arrays({"x": x}))
+    before = graph.fingerprint()
+    CorrectBias().run(graph, context)
+    assert graph.fingerprint() == before
+    assert context.notes["left_alone"] == {
+        "renamed": "the original has no tensor 'renamed'",
+        "y": "it has no bias",
+    }
+
+
+def test_bad_options() -> None:
+    with pytest.raises(RecipeError, match="samples must be at least 1"):
+        CorrectBias(samples=0)
+    with pytest.raises(RecipeError, match="needs inputs to measure on"):
+        CorrectBias().run(network(), Context(original=network()))
