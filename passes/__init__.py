@@ -9,8 +9,8 @@ __all__ = ["CATALOG"]
 CATALOG: Mapping[str, str] = {
     "align-channels": "passes.align_channels:AlignChannels",
     "convolve-affine": "passes.convolve_affine:ConvolveAffine",
-    "distill": "passes.distill:Distill",
     "correct-bias": "passes.correct_bias:CorrectBias",
+    "distill": "passes.distill:Distill",
     "equalize": "passes.equalize:Equalize",
     "factor-gates": "passes.factor_gates:FactorGates",
     "factorize": "passes.factorize:Factorize",
