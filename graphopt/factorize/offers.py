@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from graphopt.errors import RuntimeUnavailable
-from graphopt.factorize.kernels import Chain, Kernel, Part, Sizes, kernel_of
+from graphopt.factorize.kernels import Doubles, Kernel, Part, Sizes, kernel_of
 from graphopt.factorize.methods import METHODS, Method
 from graphopt.factorize.pieces import Decomposition, Ranks
 from graphopt.factorize.replacing import Replacement, has_free_bias, replacement
@@ -65,6 +65,9 @@ class Query:
 
 Rule = Callable[[Query], Iterable[Ranks]]
 
+Judge = Callable[[Doubles], float]
+"""From what a kernel would become to its error."""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -85,6 +88,11 @@ class Scene:
             return kernel.bytes(parts)
         return kernel.macs(parts, self.sizes[kernel.output])
 
+    def offer(self, kernel: Kernel, method: str, ranks: Ranks, error: float) -> Offer:
+        parts = METHODS[method].parts(kernel, ranks)
+        macs = kernel.macs(parts, self.sizes[kernel.output])
+        return Offer(method, ranks, macs, kernel.bytes(parts), error)
+
     def amount(self, offer: Offer) -> int:
         """What an offer costs, likewise."""
         return offer.bytes if self.goal == "size" else offer.macs
@@ -102,9 +110,8 @@ class Scene:
 
 
 def offers_of(scene: Scene, kernel: Kernel, sample: Sample | None, rule: Rule) -> list[Offer]:
-    """Replacements of a layer that reach the goal, cheapest first; each is better than cheaper
-    ones."""
-    whole = scene.cost(kernel, kernel.parts)
+    """Replacements of a layer that reach the goal, the cheapest and least exact first."""
+    whole, judge = scene.cost(kernel, kernel.parts), _judge(kernel, sample)
     found: list[tuple[Offer, Decomposition]] = []
     for name in scene.methods:
         method = METHODS[name]
@@ -118,11 +125,11 @@ def offers_of(scene: Scene, kernel: Kernel, sample: Sample | None, rule: Rule) -
         for ranks in rule(Query(kernel, method, decomposition, cost)):
             if cost(ranks) < 1:
                 chain = decomposition.build(ranks, 0)
-                found.append((_judged(scene, kernel, sample, name, ranks, chain), decomposition))
+                found.append((scene.offer(kernel, name, ranks, judge(chain.kernel)), decomposition))
     taken = []
     for offer, decomposition in _thinned(_undominated(scene, found)):
         chain = decomposition.build(offer.ranks, _ROUNDS)
-        refined = _judged(scene, kernel, sample, offer.method, offer.ranks, chain)
+        refined = replace(offer, error=judge(chain.kernel))
         shift = None
         if sample is not None and has_free_bias(scene.graph, kernel):
             shift = sample.shift(kernel.tensor, chain.kernel)
@@ -133,17 +140,11 @@ def offers_of(scene: Scene, kernel: Kernel, sample: Sample | None, rule: Rule) -
     return taken
 
 
-def _judged(
-    scene: Scene, kernel: Kernel, sample: Sample | None, name: str, ranks: Ranks, chain: Chain
-) -> Offer:
-    parts = METHODS[name].parts(kernel, ranks)
+def _judge(kernel: Kernel, sample: Sample | None) -> Judge:
     if sample is not None:
-        error = sample.error(kernel.tensor, chain.kernel)
-    else:
-        off = float(np.sum((kernel.tensor - chain.kernel) ** 2))
-        error = off / max(float(np.sum(kernel.tensor**2)), 1e-30)
-    macs = kernel.macs(parts, scene.sizes[kernel.output])
-    return Offer(name, ranks, macs, kernel.bytes(parts), error)
+        return sample.judge(kernel.tensor)
+    energy = max(float(np.sum(kernel.tensor**2)), 1e-30)
+    return lambda made: float(np.sum((kernel.tensor - made) ** 2)) / energy
 
 
 _Found = tuple[Offer, Decomposition]

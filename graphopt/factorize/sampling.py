@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ _DAMPING = 1e-4
 _LEAST = 4096
 _PER_COLUMN = 2
 """Rows: at least so many, and so many for each weight of an output."""
+
+_JUDGED = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +43,30 @@ class Sample:
         ridge = _DAMPING * np.trace(moment, axis1=1, axis2=2) / width
         return np.asarray(moment + (ridge[:, np.newaxis, np.newaxis] + 1e-30) * np.eye(width))
 
-    def error(self, wanted: Doubles, made: Doubles) -> float:
-        """The error of the sums, relative to their variance, after the bias is mended."""
-        flat = wanted.reshape(*wanted.shape[:2], -1)
-        off = (flat - made.reshape(flat.shape)).astype(np.float32).transpose(0, 2, 1)
-        energy = float(np.sum((self.rows @ flat.astype(np.float32).transpose(0, 2, 1)) ** 2))
-        return float(np.sum((self.rows @ off) ** 2)) / max(energy, 1e-30)
+    def judge(self, wanted: Doubles) -> Callable[[Doubles], float]:
+        """From a kernel to the error of its sums relative to their variance, the bias mended.
+
+        Judged on some of the rows.
+        """
+        rows = self.rows[:, :: max(1, self.rows.shape[1] // _JUDGED)]
+        sums = rows @ _turned(wanted)
+        energy = max(float(np.sum(sums**2)), 1e-30)
+
+        def error(made: Doubles) -> float:
+            return float(np.sum((rows @ _turned(made) - sums) ** 2)) / energy
+
+        return error
 
     def shift(self, wanted: Doubles, made: Doubles) -> Doubles:
         """What the bias has to make up for."""
         off = (wanted - made).reshape(*wanted.shape[:2], -1)
         return np.asarray(np.einsum("goc,gc->go", off, self.mean).reshape(-1))
+
+
+def _turned(kernel: Doubles) -> Floats:
+    """(group, in * taps, out)"""
+    flat = kernel.reshape(*kernel.shape[:2], -1).transpose(0, 2, 1)
+    return flat.astype(np.float32)
 
 
 def sample_of(kernel: Kernel, walk: Frontier, seed: int) -> Sample | None:

@@ -117,7 +117,7 @@ def sample_for(kernel: Kernel, seed: int) -> Sample | None:
 
 def error(kernel: Kernel, made: Doubles, sample: Sample | None) -> float:
     if sample is not None:
-        return sample.error(kernel.tensor, made)
+        return sample.judge(kernel.tensor)(made)
     return float(np.sum((kernel.tensor - made) ** 2) / np.sum(kernel.tensor**2))
 
 
@@ -223,8 +223,8 @@ def test_activations_decide_where_they_are_few() -> None:
     sample = Sample((rows - mean[:, np.newaxis]).astype(np.float32), mean)
     plain = METHODS["svd"].decompose(kernel, None).build((3,), 0)
     aware = METHODS["svd"].decompose(kernel, sample).build((3,), 0)
-    assert sample.error(kernel.tensor, plain.kernel) > 0.1
-    assert sample.error(kernel.tensor, aware.kernel) < 1e-3
+    assert sample.judge(kernel.tensor)(plain.kernel) > 0.1
+    assert sample.judge(kernel.tensor)(aware.kernel) < 1e-3
     shift = sample.shift(kernel.tensor, aware.kernel)
     wanted = rows[0] @ kernel.tensor[0].T
     np.testing.assert_allclose(rows[0] @ aware.kernel[0].T + shift, wanted, atol=0.2)

@@ -16,6 +16,7 @@ from graphopt.ir import Array, Graph
 from graphopt.passbase import Context
 from graphopt.runtime import BenchResult, Latency
 from passes.factorize import Factorize
+from passes.remove_channels import RemoveChannels
 from tests.asserting import assert_same_outputs, assert_valid, operators, parse, run_model
 
 NETWORK = """network (float[N,8,12,12] x) => (float[N,10] y)
@@ -284,3 +285,30 @@ def test_nothing_to_factorize() -> None:
     made, context = run(Graph.load(parse(text)), Factorize())
     assert layers(context) == {}
     assert operators(made) == ["Relu"]
+
+
+@pytest.mark.parametrize("methods", [("svd", "channel"), ("svd", "spatial"), ("svd", "tucker")])
+def test_channels_of_factors_are_removed_like_others(methods: tuple[str, ...]) -> None:
+    made, _ = run(network(), Factorize(methods=methods, ratio=0.5, goal="macs"))
+    step, cut, context = RemoveChannels(ratio=0.5), made.clone(), Context(original=made)
+    step.run(cut, context)
+    assert_valid(cut)
+    families = context.notes["families"]
+    assert isinstance(families, dict)
+    between = {tensor.name for node in made.nodes for tensor in node.outputs} - {
+        tensor.name for node in network().nodes for tensor in node.outputs
+    }
+    assert between, "there are chains"
+    assert len(families) > len(between), "the channels between factors are families too"
+    masked = step.reference(made, context)
+    assert_same_outputs(masked.to_model(), cut)
+
+
+def test_layers_that_lost_channels_are_factorized_like_others() -> None:
+    graph = network(rank=4)
+    cut, context = graph.clone(), Context(original=graph)
+    RemoveChannels(ratio=0.25).run(cut, context)
+    made, context = run(cut, Factorize(energy=0.999, goal="macs", align=1), inputs())
+    assert layers(context)
+    assert cost(made).macs < cost(cut).macs
+    assert error(made, cut) < 0.01
