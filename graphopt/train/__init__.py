@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from graphopt.train.history import History
     from graphopt.train.hooks import Hook, Training
     from graphopt.train.objectives import CrossEntropy, Objective, SquaredError, objective_of
+    from graphopt.train.pruning import Ramp, Surgery
     from graphopt.train.recovering import recover
     from graphopt.train.slimming import ScalePull, scales_of
     from graphopt.train.softening import SoftZeros, filters_of
@@ -37,10 +38,12 @@ __all__ = [
     "Objective",
     "Outputs",
     "Plan",
+    "Ramp",
     "Resources",
     "ScalePull",
     "SoftZeros",
     "SquaredError",
+    "Surgery",
     "Training",
     "distill",
     "filters_of",
@@ -59,9 +62,11 @@ _HOMES = {
     "Hook": "hooks",
     "Objective": "objectives",
     "Outputs": "batches",
+    "Ramp": "pruning",
     "ScalePull": "slimming",
     "SoftZeros": "softening",
     "SquaredError": "objectives",
+    "Surgery": "pruning",
     "Training": "hooks",
     "distill": "distilling",
     "filters_of": "softening",

@@ -20,6 +20,7 @@ from graphopt.train.devices import find_device, launch, limited_threads
 from graphopt.train.formats import Format, arrange, candidates
 from graphopt.train.history import History
 from graphopt.train.hooks import Hook, Training, trained_weights
+from graphopt.train.keeping import keepers
 from graphopt.train.objectives import Objective
 from graphopt.train.optimizing import make_optimizer
 from graphopt.train.pace import Pace
@@ -53,17 +54,19 @@ def fit(
 ) -> History:
     """Train the graph's weights in place to make the mean of `objective` small.
 
-    `dataset` is bound to the graph's inputs. What `teacher` gives for a batch is in its `taught`.
-    The graph gets its new weights when all is over: an error or an interruption leaves it as it
-    was. If the loss stops being finite the best weights so far are kept, and the history tells
-    the step. A batch is no larger than the rows there are. Raises UnsupportedOp for an operator
-    that cannot be trained through, ModelError for a graph without weights, DataError for rows
-    that cannot be trained on, RecipeError for a device that is not there.
+    `dataset` is bound to the graph's inputs. Weights that the graph notes as pruned keep their
+    zeros, shared ones are trained as the values they share. What `teacher` gives for a batch is in
+    its `taught`. The graph gets its new weights when all is over: an error or an interruption
+    leaves it as it was. If the loss stops being finite the best weights so far are kept, and the
+    history tells the step. A batch is no larger than the rows there are. Raises UnsupportedOp for
+    an operator that cannot be trained through, ModelError for a graph without weights, DataError
+    for rows that cannot be trained on, RecipeError for a device that is not there.
     """
     began = time.perf_counter()
     resources = resources or Resources()
     device = find_device(resources.device)
     module = lower(graph)
+    hooks = (*hooks, *keepers(graph))
     _check_weights(module)
     taught = None if teacher is None else lower(teacher)
     checkpoint = None

@@ -1,0 +1,205 @@
+"""Set the weights that matter least to zero."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from graphopt import train
+from graphopt.errors import RecipeError
+from graphopt.ir import Array, Graph
+from graphopt.passbase import Context, Note, Pass, Promise
+from graphopt.sparse import (
+    ALLOCATIONS,
+    Allocation,
+    choose_weights,
+    in_groups,
+    keep_weights,
+    kept_at,
+)
+from graphopt.sparse.weights import depth_axis
+from graphopt.train import Hook, Plan, Ramp, Surgery
+
+__all__ = ["PruneWeights"]
+
+_GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
+_SCHEDULES = ("one-shot", "iterative", "ramp", "surgery", "rewind")
+
+
+@dataclass(frozen=True)
+class PruneWeights(Plan, Pass):
+    """Set the weights that matter least to zero: those of the least magnitude.
+
+    Exactly the part `sparsity` of the weights of Conv, ConvTranspose, Gemm and MatMul is zero in
+    the end; biases stay. Which layers lose how many is the `allocation`: uniform (all the same
+    part), global (one threshold), deviation (one threshold on magnitudes over each layer's
+    standard deviation, Han et al. 2015), lamp (squares over the sum of the larger ones, Lee et al.
+    2021). With `groups`, such as "2:4", only 2 of every 4 inputs in a row stay, where a layer's
+    inputs can be divided so. `weights` are patterns of names; with "!" they are left alone.
+
+    `course` says how they go:
+    one-shot   at once, without data.
+    iterative  in `steps` equal shares of what is left, with a training after each (Han et al.
+               2015).
+    ramp       along a cubic ramp while the network is trained, up to the part `until` of the
+               training; what is gone gets no gradient (Zhu & Gupta 2017).
+    surgery    so too, but all weights are trained on and come back if they grow (Guo et al. 2016).
+    rewind     the network is trained, loses a share, and begins again with the weights it was
+               given, `steps` times (lottery tickets, Frankle & Carbin 2019); to be run on a
+               network that has not been trained.
+
+    Trainings go by the labels of the data if there are any, else the original teaches; the other
+    options are those of `finetune`. Later trainings keep zeros zero. A file with zeros is not
+    smaller by itself: `graphopt pack` makes use of them, and `remove-dead-channels` of channels
+    that nothing is left of.
+    """
+
+    name: ClassVar[str] = "prune-weights"
+    promise: ClassVar[Promise] = Promise.LOSSY
+    sparsity: float | None = None
+    groups: str | None = None
+    allocation: Allocation = "lamp"
+    weights: tuple[str, ...] = ()
+    course: Literal["one-shot", "iterative", "ramp", "surgery", "rewind"] = "one-shot"
+    steps: int = 5
+    until: float = 0.6
+
+    def __post_init__(self) -> None:
+        Plan.__post_init__(self)
+        if (self.sparsity is None) == (self.groups is None):
+            raise RecipeError(f"{self.name}: give one of sparsity and groups, as sparsity=0.9")
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise RecipeError(
+                f"{self.name}: sparsity must be above 0 and below 1, got {self.sparsity}"
+            )
+        if self.groups is not None:
+            keep, size = _group(self.groups, self.name)
+            if keep >= size or self.course in ("ramp", "surgery"):
+                raise RecipeError(
+                    f"{self.name}: groups={self.groups} keeps fewer than all, and goes with the "
+                    f"courses one-shot, iterative and rewind"
+                )
+        for key, value, known in (
+            ("allocation", self.allocation, tuple(ALLOCATIONS)),
+            ("course", self.course, _SCHEDULES),
+        ):
+            if value not in known:
+                raise RecipeError(f"{self.name}: {key} is one of {', '.join(known)}, got {value!r}")
+        if self.steps < 1:
+            raise RecipeError(f"{self.name}: steps must be at least 1, got {self.steps}")
+        if not 0 < self.until <= 1:
+            raise RecipeError(f"{self.name}: until must be above 0 and at most 1, got {self.until}")
+
+    def run(self, graph: Graph, context: Context) -> None:
+        chosen = choose_weights(graph, self.weights, self.name)
+        if self.course != "one-shot" and context.calibration is None:
+            raise RecipeError(f"{self.name}: course={self.course} trains; give --data")
+        if self.course in ("ramp", "surgery"):
+            self._while_training(graph, context, tuple(chosen))
+        elif self.course == "one-shot":
+            self._prune(graph, tuple(chosen), 1.0, context)
+        else:
+            self._by_rounds(graph, context, tuple(chosen))
+        keep_weights(graph, pruned=chosen)
+        context.notes["sparsity"] = _sparsities(graph, tuple(chosen))
+
+    def _by_rounds(self, graph: Graph, context: Context, names: tuple[str, ...]) -> None:
+        """Prune and train in turn; a rewound network is trained before, too."""
+        start = graph.clone()
+        if self.course == "rewind":
+            self._train(graph, context, self._plan(), ())
+        for step in range(1, self.steps + 1):
+            self._prune(graph, names, step / self.steps, context)
+            if self.course == "rewind":
+                _rewind(graph, start, names)
+            keep_weights(graph, pruned=names)
+            self._train(graph, context, self._plan(), ())
+
+    def _prune(self, graph: Graph, names: tuple[str, ...], way: float, context: Context) -> None:
+        """Prune so far that equal shares of what is left each time lead to the sparsity."""
+        weights = {name: _constant(graph, name) for name in names}
+        if self.sparsity is not None:
+            kept = kept_at(weights, 1 - (1 - self.sparsity) ** way, self.allocation)
+        else:
+            kept = self._in_groups(graph, weights, context)
+        for name, mask in kept.items():
+            graph.set_constant(name, np.where(mask, weights[name], weights[name].dtype.type(0)))
+
+    def _in_groups(
+        self, graph: Graph, weights: Mapping[str, Array], context: Context
+    ) -> dict[str, np.ndarray]:
+        keep, size = _group(self.groups or "", self.name)
+        kept, alone = {}, dict[str, Note]()
+        for name, weight in weights.items():
+            axis = depth_axis(graph, name)
+            if weight.shape[axis] % size:
+                alone[name] = f"its {weight.shape[axis]} inputs are no multiple of {size}"
+            else:
+                kept[name] = in_groups(weight, axis, keep, size)
+        context.notes["left_alone"] = alone
+        return kept
+
+    def _while_training(self, graph: Graph, context: Context, names: tuple[str, ...]) -> None:
+        assert self.sparsity is not None, "a ramp goes to a sparsity"
+        hook: Hook
+        if self.course == "ramp":
+            hook = Ramp(names, self.sparsity, self.allocation, self.until)
+        else:
+            hook = Surgery(names, self.sparsity, self.allocation, self.until, seed=context.seed)
+        # the weights that did best on held-out rows may be ones from before the ramp's end
+        self._train(graph, context, replace(self._plan(), holdout=0.0), (hook,))
+
+    def _plan(self) -> Plan:
+        options = vars(self)
+        return Plan(**{entry.name: options[entry.name] for entry in fields(Plan)})
+
+    def _train(self, graph: Graph, context: Context, plan: Plan, hooks: tuple[Hook, ...]) -> None:
+        data = context.calibration
+        assert data is not None, "checked before"
+        resources = context.resources()
+        if data.labels is not None:
+            objective = train.objective_of("cross-entropy", 0.0)
+            history = train.finetune(graph, data, objective, plan, resources=resources, hooks=hooks)
+        else:
+            history = train.distill(
+                graph, context.original, data, plan, resources=resources, hooks=hooks
+            )
+        context.notes.update(history.as_notes())
+        if history.stopped is not None:
+            context.notes["unmet"] = [history.stopped]
+
+
+def _group(text: str, who: str) -> tuple[int, int]:
+    match = _GROUPS.fullmatch(text)
+    if match is None:
+        raise RecipeError(f"{who}: groups is how many of how many stay, as 2:4, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _constant(graph: Graph, name: str) -> Array:
+    array = graph.constant(name)
+    assert array is not None, "weights are constants"
+    return array
+
+
+def _rewind(graph: Graph, start: Graph, names: tuple[str, ...]) -> None:
+    """Give every constant the value it started with, but for the zeros of what is pruned."""
+    for name, first in start.constants().items():
+        now = graph.constant(name)
+        if now is None or now.shape != first.shape or now.dtype != first.dtype:
+            continue
+        graph.set_constant(name, np.where(now != 0, first, now) if name in names else first)
+
+
+def _sparsities(graph: Graph, names: tuple[str, ...]) -> dict[str, Note]:
+    """The part of zeros in every weight, and how many weights are left in all."""
+    weights = {name: _constant(graph, name) for name in names}
+    left = sum(int(np.count_nonzero(weight)) for weight in weights.values())
+    parts: dict[str, Note] = {
+        name: 1 - int(np.count_nonzero(weight)) / weight.size for name, weight in weights.items()
+    }
+    return {"left": left, "of": sum(weight.size for weight in weights.values()), "zeros": parts}
