@@ -158,16 +158,15 @@ class PruneWeights(Plan, Pass):
         return Plan(**{entry.name: options[entry.name] for entry in fields(Plan)})
 
     def _train(self, graph: Graph, context: Context, plan: Plan, hooks: tuple[Hook, ...]) -> None:
-        data = context.calibration
-        assert data is not None, "checked before"
-        resources = context.resources()
-        if data.labels is not None:
-            objective = train.objective_of("cross-entropy", 0.0)
-            history = train.finetune(graph, data, objective, plan, resources=resources, hooks=hooks)
-        else:
-            history = train.distill(
-                graph, context.original, data, plan, resources=resources, hooks=hooks
-            )
+        assert context.calibration is not None, "checked before"
+        history = train.recover(
+            graph,
+            context.original,
+            context.calibration,
+            plan,
+            resources=context.resources(),
+            hooks=hooks,
+        )
         context.notes.update(history.as_notes())
         if history.stopped is not None:
             context.notes["unmet"] = [history.stopped]
