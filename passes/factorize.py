@@ -156,23 +156,38 @@ class Factorize(Pass):
     ) -> dict[str, Offer]:
         timer = Timer(scene.graph, feeds, context.threads)
         budgets = {"macs": self.macs, "bytes": self.bytes, "latency": self.latency}
-        given = [(key, value) for key, value in budgets.items() if value is not None]
-        if not given:
-            by_error = self.ratio is not None or not self._given()
-            chosen = most_exact(found.offers) if by_error else cheapest(found.offers, scene.amount)
-            return not_slower(chosen, timer) if scene.goal == "latency" else chosen
-        ((key, budget),) = given
+        for key, budget in budgets.items():
+            if budget is not None:
+                chosen, left = self._in_budget(found, scene, timer, key, budget)
+                context.notes["left"] = left
+                if left > budget:
+                    context.notes["unmet"] = [
+                        f"{key} {budget:g}: the least that was found to be left is {left:.3f}"
+                    ]
+                return chosen
+        by_error = self.ratio is not None or not self._given()
+        chosen = most_exact(found.offers) if by_error else cheapest(found.offers, scene.amount)
+        return not_slower(chosen, timer) if scene.goal == "latency" else chosen
+
+    def _in_budget(
+        self, found: Survey, scene: Scene, timer: Timer, key: str, budget: float
+    ) -> tuple[dict[str, Offer], float]:
+        """Offers that leave at most the given part of the time, work or bytes; what they leave."""
         if key == "latency":
-            chosen, left = within_time(found.offers, timer, budget)
-        else:
-            chosen, left = _in_budget(found, scene, feeds, key, budget)
-            chosen = not_slower(chosen, timer) if scene.goal == "latency" else chosen
-        context.notes["left"] = left
-        if left > budget:
-            context.notes["unmet"] = [
-                f"{key} {budget:g}: the least that was found to be left is {left:.3f}"
-            ]
-        return chosen
+            return within_time(found.offers, timer, budget)
+        whole = cost(scene.graph, sizes=_open_sizes(scene.graph, timer.feeds))
+        total = whole.macs if key == "macs" else whole.weight_bytes
+
+        def saved(output: str, offer: Offer) -> float:
+            kernel = found.kernels[output]
+            if key == "macs":
+                return kernel.macs(kernel.parts, scene.sizes[output]) - offer.macs
+            return kernel.bytes(kernel.parts) - offer.bytes
+
+        chosen = by_budget(found.offers, saved, total * (1 - budget))
+        if scene.goal == "latency":
+            chosen = not_slower(chosen, timer)
+        return chosen, 1 - sum(saved(*entry) for entry in chosen.items()) / max(total, 1)
 
     def _refit(
         self, graph: Graph, before: Graph, between: Iterable[str], data: Dataset, context: Context
@@ -224,23 +239,6 @@ _RULES: Mapping[str, Callable[[float, int], Rule]] = {
 }
 """Option -> from its value and the alignment to the ranks that are asked for; others, being
 budgets, choose from what is offered."""
-
-
-def _in_budget(
-    found: Survey, scene: Scene, feeds: Mapping[str, np.ndarray], key: str, budget: float
-) -> tuple[dict[str, Offer], float]:
-    """Offers that leave at most the given part of all work, or of all bytes; what they leave."""
-    whole = cost(scene.graph, sizes=_open_sizes(scene.graph, feeds))
-    total = whole.macs if key == "macs" else whole.weight_bytes
-
-    def saved(output: str, offer: Offer) -> float:
-        kernel = found.kernels[output]
-        if key == "macs":
-            return kernel.macs(kernel.parts, scene.sizes[output]) - offer.macs
-        return kernel.bytes(kernel.parts) - offer.bytes
-
-    chosen = by_budget(found.offers, saved, total * (1 - budget))
-    return chosen, 1 - sum(saved(*entry) for entry in chosen.items()) / max(total, 1)
 
 
 def _feeds(graph: Graph, context: Context) -> Mapping[str, np.ndarray]:

@@ -185,6 +185,9 @@ def _timed(scene: Scene, kernel: Kernel, offer: Offer) -> Offer | None:
 def _time(scene: Scene, kernel: Kernel, chain: Replacement) -> tuple[float, float] | None:
     """Time the layer and its replacement alone, in turn; None where that is not faster."""
     data = kernel.node.inputs[0].name
+    dtype = scene.graph.dtype(data)
+    if dtype is None:
+        return None
     alone = part(scene.graph, (data,), (kernel.output,))
     found = kernel_of(alone, alone.nodes[-1])
     assert isinstance(found, Kernel), "a layer alone is the same layer"
@@ -194,7 +197,7 @@ def _time(scene: Scene, kernel: Kernel, chain: Replacement) -> tuple[float, floa
     tried.apply(replacement(tried, again, chain)[0])
     shape = scene.sizes[kernel.output].read
     values = np.random.default_rng(scene.seed).standard_normal(shape)
-    feeds = {data: values.astype(scene.graph.dtype(data) or np.float32)}
+    feeds = {data: values.astype(dtype)}
     plan = replace(_QUICK, threads=scene.threads)
     try:
         timing = bench(alone, tried, feeds=feeds, plan=plan)

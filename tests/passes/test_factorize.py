@@ -213,6 +213,9 @@ def test_a_model_that_gets_slower_gets_its_layers_back(monkeypatch: pytest.Monke
     monkeypatch.setattr("graphopt.factorize.timing.bench", _bench(1.1))
     made, _ = run(graph, Factorize(ratio=0.5))
     assert made.content_hash() == graph.content_hash()
+    _, context = run(graph, Factorize(macs=0.5))
+    assert context.notes["left"] == 1.0
+    assert "unmet" in context.notes
 
 
 def test_what_gains_least_goes_first() -> None:
