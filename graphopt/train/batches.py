@@ -12,7 +12,7 @@ import torch
 
 from graphopt.errors import RecipeError
 from graphopt.train.augmenting import channel_axis, draw_variants, variants
-from graphopt.train.rows import Rows, ahead
+from graphopt.train.rows import Rows, ahead, placed
 
 __all__ = ["Batch", "Drawing", "Feed", "Outputs", "Places", "laid_out"]
 
@@ -168,7 +168,7 @@ class Feed:
         place = self._image
         image = inputs[place]
         if not isinstance(drawn, torch.Tensor):
-            drawn = torch.from_numpy(drawn).to(image.device)
+            drawn = placed(drawn, image.device)
         image = variants(image, drawn, self._augment)
         return (*inputs[:place], image, *inputs[place + 1 :])
 

@@ -18,7 +18,7 @@ from graphopt.errors import DataError
 from graphopt.ir import Graph
 from graphopt.lens.dtypes import to_tensor
 
-__all__ = ["Rows", "ahead", "free_bytes"]
+__all__ = ["Rows", "ahead", "free_bytes", "placed"]
 
 _T = TypeVar("_T")
 _CHUNK = 256
@@ -62,8 +62,9 @@ class Rows:
     def read(self, places: npt.NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         """The inputs at these positions."""
         if not self.in_memory:
-            return tuple(tensor.to(self._device) for tensor in self._fresh(places))
-        index = torch.from_numpy(places).to(self._device)
+            fresh = self._fresh(places)
+            return tuple(tensor.to(self._device, non_blocking=True) for tensor in fresh)
+        index = placed(places, self._device)
         return tuple(
             tensor if axis is None else tensor.index_select(axis, index)
             for tensor, axis in zip(self._held, self._axes.values(), strict=True)
@@ -73,7 +74,7 @@ class Rows:
         """The classes at these positions, if there are any."""
         if self._labels is None:
             return None
-        return self._labels[torch.from_numpy(places).to(self._device)]
+        return self._labels[placed(places, self._device)]
 
     def _fresh(self, places: npt.NDArray[np.int64]) -> list[torch.Tensor]:
         arrays = self._dataset.source.read(self._dataset.indices[places])
@@ -95,6 +96,11 @@ class Rows:
             (part[0] if axis is None else torch.cat(part, axis)).to(self._device)
             for part, axis in zip(parts, self._axes.values(), strict=True)
         ]
+
+
+def placed(array: npt.NDArray[np.int64 | np.bool_], device: torch.device) -> torch.Tensor:
+    """A small array on a device, without waiting for what the device is doing."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def free_bytes(device: torch.device) -> float:

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from graphopt.lens import LoweredModule
 from graphopt.train.batches import Batch, Feed, Outputs
 from graphopt.train.formats import as_outputs, widened
-from graphopt.train.rows import free_bytes
+from graphopt.train.rows import free_bytes, placed
 
 __all__ = ["Teacher"]
 
@@ -71,12 +71,12 @@ class Teacher:
     def _recalled(self, batch: Batch) -> Outputs:
         assert batch.places is not None, "only inputs that come again are recalled"
         device = batch.inputs[0].device
-        index = torch.from_numpy(self._row[batch.places]).to(device)
+        index = placed(self._row[batch.places], device)
         plain = tuple(tensor.index_select(0, index) for tensor in self._kept[0])
         if len(self._kept) == 1:
             return plain
         assert batch.mirrored is not None, "the feed says which rows are mirrored"
-        turned = torch.from_numpy(batch.mirrored).to(device)
+        turned = placed(batch.mirrored, device)
         mirrored = (tensor.index_select(0, index) for tensor in self._kept[1])
         return tuple(
             torch.where(turned.reshape(-1, *[1] * (a.dim() - 1)), b, a)
