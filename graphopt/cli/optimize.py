@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,16 @@ def optimize(**options: object) -> int:
     integers where that is faster, held to --max-drop on inputs they have not seen; labels are not
     needed.
     """
-    return _run(Job(**options))  # type: ignore[arg-type]
+    job = Job(**options)  # type: ignore[arg-type]
+    if not _is_follower():
+        return _run(job)
+    quiet = replace(job, report=None, json_file=None, target_latency=None, no_bench=True)
+    return _run(quiet, reports=False)
+
+
+def _is_follower() -> bool:
+    """Whether torchrun has started this process beside a first one: that one alone reports."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ class Job:
         return target
 
 
-def _run(job: Job) -> int:
+def _run(job: Job, *, reports: bool = True) -> int:
     """Check the whole request before the model is read, then do it."""
     from graphopt.report import check_folder
 
@@ -137,7 +147,7 @@ def _run(job: Job) -> int:
             graph,
             data=inputs or None,
             eval_data=held_out or None,
-            watcher=progress,
+            watcher=progress if reports else None,
             metric=job.metric,
             max_drop=job.max_drop,
             target_latency=latency,
@@ -149,6 +159,8 @@ def _run(job: Job) -> int:
             device=job.device,
             measure=not job.no_bench,
         )
+    if not reports:
+        return 0
     result.graph.save(target)
     report = result.report.with_files(job.model, target)
     if job.json_file is not None:

@@ -13,8 +13,9 @@ from lightning_fabric import Fabric
 
 from graphopt.errors import RecipeError
 
-# It says on stderr which precision it was asked for.
-logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
+# It says on stderr which precision and how many processes it was asked for.
+for _part in ("distributed", "rank_zero"):
+    logging.getLogger(f"lightning_fabric.utilities.{_part}").setLevel(logging.WARNING)
 
 __all__ = ["find_device", "launch", "limited_threads"]
 

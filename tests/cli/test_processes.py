@@ -117,6 +117,14 @@ def test_light_imports(code: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_processes_beside_the_first_write_and_say_nothing(model: Path) -> None:
+    torchrun = {**os.environ, "TORCHELASTIC_RUN_ID": "none", "RANK": "1"}
+    done = _graphopt("optimize", model, "--json", model.with_name("out.json"), env=torchrun)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not model.with_name("net.opt.onnx").exists()
+    assert not model.with_name("out.json").exists()
+
+
 def test_pipe_gets_plain_text(model: Path) -> None:
     done = _graphopt("optimize", model, "--no-bench")
     assert done.returncode == 0, done.stderr
