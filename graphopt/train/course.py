@@ -101,8 +101,6 @@ class Course:
         """Take a step and do what is due after it; False if the training must stop."""
         self._learn(batch, done)
         self._step += 1
-        if self._step % self._stride == 0 and not self._healthy():
-            return False
         after = self._pace.done(self._step)
         if self._step % self._setup.feed.epoch_steps == 0:
             for hook in self._job.hooks:
@@ -113,7 +111,10 @@ class Course:
             self._look(after)
         if self._pace.wants_report():
             self._job.resources.progress(f"training, {self._pace.left(after)}", after)
-        self._save_if_due()
+        if self._step % self._stride == 0:
+            if not self._healthy():
+                return False
+            self._save_if_due()
         return True
 
     def _learn(self, batch: Batch, done: float) -> None:
@@ -200,10 +201,9 @@ class Course:
     # ---- beginning again, and the end ------------------------------------------------------
 
     def _save_if_due(self) -> None:
+        """Write a checkpoint now and then; all losses so far have been read and are finite."""
         checkpoint, now = self._job.checkpoint, time.perf_counter()
         if checkpoint is None or now - self._saved < self._job.plan.save_seconds:
-            return
-        if not self._healthy():
             return
         self._saved = now
         if self._setup.fabric.global_rank == 0:
