@@ -22,6 +22,7 @@ from graphopt.coupling.allocation import (
 from graphopt.coupling.importance import COMBINATIONS, IMPORTANCES, importance
 from graphopt.coupling.naming import matching_families
 from graphopt.coupling.removal import Plan
+from graphopt.coupling.selection import balanced
 from graphopt.coupling.statistics import GRADIENTS, Statistics
 from graphopt.coupling.work import bytes_of, macs_of
 from graphopt.data import Dataset
@@ -32,10 +33,13 @@ from graphopt.refit import traces_of, write_traces
 from graphopt.runtime import runnable_feeds
 from graphopt.runtime.calibrating import calibrate
 from graphopt.runtime.scanning import errors_of_outputs, fit_latency, latency_ratio, scan
+from graphopt.runtime.widths import fast_multiple
 
 __all__ = ["RemoveChannels"]
 
 _DEFAULT_RATIO = 0.5
+_WIDE = 16
+"""Families that are no wider than twice this have too few channels for blocks to matter."""
 _SCANNED = (0.25, 0.5, 0.75)
 """Fractions of a family that a sensitivity scan cuts."""
 
@@ -65,8 +69,11 @@ class RemoveChannels(Pass):
     else of labels drawn from what the network predicts. The scores of the tensors that a channel
     runs through, in a common unit, are combined by `combine`: sum, mean or max.
 
-    What stays of a family is rounded up to a multiple of `align`; at least one channel stays, and
-    at least the fraction `floor` where an allocation or a budget decides. `families` are patterns
+    Widths are multiples of `align`; auto finds by timing how many channels ONNX Runtime here takes
+    at a time, where there are convolutions and widths that may not fit. Cut by a ratio alone, what
+    stays is rounded up or down so that over all families as much stays as asked for, else up. At
+    least one channel stays, and at least the fraction `floor` where an allocation or a budget
+    decides. `families` are patterns
     of names, such as ["layer1.*", "!layer1.0.*"]; with "!" they are left alone. What stays is
     noted in the model, for a later `refit`.
     """
@@ -80,7 +87,7 @@ class RemoveChannels(Pass):
     importance: str = "l2"
     combine: str = "max"
     allocation: Literal["uniform", "global", "sensitivity", "sensitivity-metric"] = "uniform"
-    align: int = 1
+    align: int | Literal["auto"] = "auto"
     floor: float = 0.1
     families: tuple[str, ...] = ()
     samples: int = 512
@@ -96,7 +103,7 @@ class RemoveChannels(Pass):
         if self.latency is not None and self.allocation != "uniform":
             raise RecipeError(f"{self.name}: a latency budget allocates by itself; drop allocation")
         for key, number in (("align", self.align), ("samples", self.samples)):
-            if number < 1:
+            if number != "auto" and number < 1:
                 raise RecipeError(f"{self.name}: {key} must be at least 1, got {number}")
         if not 0.0 <= self.floor < 1.0:
             raise RecipeError(f"{self.name}: floor must be from 0 to below 1, got {self.floor}")
@@ -158,8 +165,29 @@ class RemoveChannels(Pass):
         if unscored:
             context.notes["unscored"] = {criterion.lacks: unscored}
         scored = [family for family in families if family.name in scores]
-        plain = self.allocation == "uniform" and not self._amounts().keys() - {"ratio"}
-        return Candidates(scored, scores, self.align, 0.0 if plain else self.floor)
+        align = self._multiple(scored, coupling.graph, context)
+        context.notes["align"] = align
+        if self._plain:
+            return Candidates(scored, scores)
+        return Candidates(scored, scores, align, self.floor)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether every family loses the same fraction, and no budget is to be met."""
+        return self.allocation == "uniform" and not self._amounts().keys() - {"ratio"}
+
+    def _multiple(self, families: Sequence[Family], graph: Graph, context: Context) -> int:
+        """What widths are multiples of, measured where that may matter."""
+        if self.align != "auto":
+            return self.align
+        if not any(node.op == "Conv" for node in graph.nodes):
+            return 1
+        ratio = self._amounts().get("ratio", _DEFAULT_RATIO)
+        plain = balanced(families, ratio, 1)
+        fits = balanced(families, ratio, _WIDE)
+        if all(family.size < 2 * _WIDE for family in families) or (self._plain and plain == fits):
+            return 1
+        return fast_multiple(lambda part: context.progress("timing widths", part))
 
     def _statistics(
         self, coupling: Coupling, families: Sequence[Family], context: Context
@@ -208,8 +236,10 @@ class RemoveChannels(Pass):
             target = next(iter(amounts.values())) * self._whole(coupling.graph, context)
             return fit(candidates, allocation, work.left, target)
         ratio = amounts.get("ratio", _DEFAULT_RATIO)
-        if self.allocation == "uniform":
-            plan = candidates.plan(allocation(ratio))
+        if self._plain:
+            align = context.notes["align"]
+            assert isinstance(align, int), "noted with the candidates"
+            plan = candidates.plan(balanced(candidates.families, ratio, align))
             return Fitted(plan, candidates.left(plan), met=True)
         return fit(candidates, allocation, candidates.left, 1 - ratio)
 

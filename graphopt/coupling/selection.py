@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from graphopt.coupling.families import Family
 
-__all__ = ["aligned", "best", "select"]
+__all__ = ["aligned", "balanced", "best", "select"]
 
 
 def select(
@@ -27,6 +30,36 @@ def aligned(family: Family, wanted: int, align: int) -> int:
     if family.size > align:
         wanted = min(family.size, -(-wanted // align) * align)
     return wanted
+
+
+def balanced(families: Sequence[Family], ratio: float, align: int) -> dict[str, int]:
+    """Widths that are multiples of `align`, up or down so that in sum the fraction `ratio` goes.
+
+    A channel that owns several indices of every axis counts as so many. A small family is cut to
+    multiples of a half of `align`, or a half of that, as long as that is 4 or more.
+    """
+    widths, owed = {}, 0.0
+    for family in families:
+        wanted = family.size * (1 - ratio)
+        step = _step(family, align)
+        lower = max(int(wanted // step), 1) * step
+        upper = min(lower + step, family.size)
+        nearest = lower if wanted + owed - lower < upper - wanted - owed else upper
+        widths[family.name] = nearest if step > 1 else min(max(1, round(wanted)), family.size)
+        owed += wanted - widths[family.name]
+    return widths
+
+
+_FEWEST = 4
+"""Steps below this gain nothing."""
+
+
+def _step(family: Family, align: int) -> int:
+    owned = min((len(member.places) // family.size for member in family.members), default=1)
+    step = align // math.gcd(align, max(owned, 1))
+    while step > 1 and 2 * step > family.size:
+        step = step // 2 if step % 2 == 0 and step >= 2 * _FEWEST else 1
+    return step
 
 
 def best(family: Family, scores: npt.NDArray[np.floating], wanted: int) -> npt.NDArray[np.int64]:

@@ -43,6 +43,33 @@ def test_widths(ratio: float, align: int, width: int) -> None:
     assert graph.shape("w") == (width, 3, 3, 3)
 
 
+WIDE = """wide (float[N,3,4,4] x) => (float[N,2,4,4] y)
+<float[72,3,1,1] w, float[72,72,1,1] v, float[2,72,1,1] u> {
+    a = Conv(x, w)
+    b = Conv(a, v)
+    y = Conv(b, u)
+}"""
+
+
+def test_widths_follow_what_is_fast_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("passes.remove_channels.fast_multiple", lambda progress: 16)
+    graph = apply_pass(parse(WIDE), RemoveChannels(ratio=0.5))
+    assert graph.shape("v") == (48, 32, 1, 1)
+    graph = apply_pass(parse(WIDE), RemoveChannels(ratio=0.5, align=1))
+    assert graph.shape("v") == (36, 36, 1, 1)
+
+
+def test_nothing_is_timed_where_every_width_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(progress: object) -> int:
+        raise AssertionError("widths were timed")
+
+    monkeypatch.setattr("passes.remove_channels.fast_multiple", timed)
+    fits = parse(WIDE.replace("72", "64"))
+    assert apply_pass(fits, RemoveChannels(ratio=0.5)).shape("v") == (32, 32, 1, 1)
+    small = parse(WIDE.replace("72", "18"))
+    assert apply_pass(small, RemoveChannels(ratio=0.5)).shape("v") == (9, 9, 1, 1)
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -1.0])
 def test_bad_ratio(ratio: float) -> None:
     with pytest.raises(RecipeError, match="ratio must be between 0 and 1"):
