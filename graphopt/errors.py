@@ -2,6 +2,7 @@
 
 GraphoptError
 ├── ModelError            the model cannot be read, is broken, or is not supported
+│   ├── NotFinite         a weight holds NaN or infinite values
 │   └── UnsupportedOp     an operator that a step must understand and does not
 ├── DataError             inputs, labels or a data specification do not fit the model
 ├── RecipeError           a recipe, a pass name or an option is wrong
@@ -21,6 +22,7 @@ __all__ = [
     "EditError",
     "GraphoptError",
     "ModelError",
+    "NotFinite",
     "RecipeError",
     "RuntimeUnavailable",
     "TargetError",
@@ -34,6 +36,10 @@ class GraphoptError(Exception):
 
 class ModelError(GraphoptError):
     """The model cannot be read, is broken, or is not supported."""
+
+
+class NotFinite(ModelError):
+    """A weight holds NaN or infinite values, so nothing can be measured."""
 
 
 class UnsupportedOp(ModelError):

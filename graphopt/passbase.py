@@ -16,7 +16,10 @@ from graphopt.ir import Graph
 from graphopt.rewrite import RewriteLog
 from graphopt.train import Resources
 
-__all__ = ["Context", "Need", "Note", "Pass", "Promise"]
+__all__ = ["NOTES", "Context", "Need", "Note", "Pass", "Promise"]
+
+NOTES = ("graphopt.kept", "graphopt.rescaled")
+"""Metadata that say what tensors are in the original of a run; nobody knows it after the run."""
 
 Note = str | int | float | bool | None | list["Note"] | dict[str, "Note"]
 """Plain data that a pass leaves for the report."""

@@ -44,7 +44,9 @@ _OF_NORMS = ("batch-norm-scale", "taylor-gate")
 """They score BatchNormalizations, which are folded."""
 
 CRITERIA = (SURGEON, *(name for name in IMPORTANCES if name not in _OF_NORMS))
-_KEY = ("model", "criterion", "way", "macs", "seed", "joint", "mirror")
+_KEY = ("model", "criterion", "way", "macs", "seed", "joint", "mirror", "steps", "gradients")
+_FIRST = {"steps": 1, "gradients": 0.0}
+"""What lines say that lack the entry."""
 WAYS = ("cut", "refit", "remove-and-refit")
 _BATCH = 250
 _BESIDE = 2000
@@ -62,6 +64,8 @@ class Setting:
     inputs: int
     joint: int = 0
     mirror: bool = False
+    steps: int = 1
+    gradients: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Cell:
                     samples=samples,
                     joint=joint,
                     mirror=setting.mirror,
+                    steps=setting.steps,
+                    gradients=setting.gradients,
                     importance=self.criterion,
                 )
             ]
@@ -136,18 +142,24 @@ def _divergence(made: np.ndarray, wanted: np.ndarray) -> float:
     return float((np.exp(first) * (first - second)).sum(axis=1).mean())
 
 
+def _facts(setting: Setting, cell: Cell) -> dict[str, object]:
+    """What tells one row from others."""
+    return {
+        "model": Path(setting.model).name,
+        **asdict(cell),
+        "joint": setting.joint,
+        "mirror": setting.mirror,
+        "steps": setting.steps,
+        "gradients": setting.gradients,
+    }
+
+
 def measured(setting: Setting, cell: Cell) -> dict[str, object]:
     """The row of one cell: percentages of the test data, the part of the MACs, CPU seconds."""
     original = _original(setting.model)
     calibration, beside, test = _data(setting, original, cell.seed)
     labels, graph, start = test.labels, original.clone(), time.process_time()
-    row: dict[str, object] = {
-        "model": Path(setting.model).name,
-        **asdict(cell),
-        "joint": setting.joint,
-        "mirror": setting.mirror,
-        "inputs": len(calibration),
-    }
+    row = {**_facts(setting, cell), "inputs": len(calibration)}
     try:
         for step in cell.steps(setting):
             step.run(graph, Context(original=original, calibration=calibration, seed=cell.seed))
@@ -241,6 +253,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
     parser.add_argument("--joint", type=int, default=0, help="rounds for two layers in a row")
     parser.add_argument("--mirror", action="store_true", help="remove-and-refit: mirrored images")
+    parser.add_argument("--steps", type=int, default=1, help="remove-and-refit: cuts one by one")
+    parser.add_argument("--gradients", type=float, default=0.0, help="remove-and-refit: weights")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     given = parser.parse_args()
     if given.shown is not None:
@@ -256,14 +270,14 @@ def main() -> None:
         given.inputs,
         given.joint,
         given.mirror,
+        given.steps,
+        given.gradients,
     )
-    known = {tuple(row[key] for key in _KEY) for row in _read(given.to)}
-    name = Path(given.model).name
+    known = {tuple(row.get(key, _FIRST.get(key)) for key in _KEY) for row in _read(given.to)}
     cells = [
         cell
         for cell in _cells(given)
-        if (name, cell.criterion, cell.way, cell.macs, cell.seed, given.joint, given.mirror)
-        not in known
+        if tuple(_facts(setting, cell)[key] for key in _KEY) not in known
     ]
     _work(setting, cells, given.to, given.jobs)
 

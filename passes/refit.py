@@ -8,7 +8,7 @@ from typing import ClassVar
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Pass, Promise
-from graphopt.refit import Settings, forget_traces, noted_traces, refit
+from graphopt.refit import Settings, forget_traces, noted_traces, refit, traces_are_current
 
 __all__ = ["Refit"]
 
@@ -24,7 +24,9 @@ class Refit(Pass):
     gradients, drawn to the old weights by a ridge of `damping` times the mean square input.
     Where a ReLU follows, `rounds` refinements fit what passes it. With `joint`, a layer that alone
     reads another one through activations or pools is refined together with it, in so many rounds
-    of alternating least squares, none of which makes the error larger.
+    of alternating least squares, none of which makes the error larger. With `gradients`, up to 1,
+    places count by that power of the outputs' squared gradient there. The network must be as
+    remove-channels has left it.
     """
 
     name: ClassVar[str] = "refit"
@@ -34,6 +36,7 @@ class Refit(Pass):
     rounds: int = 6
     damping: float = 1e-4
     joint: int = 0
+    gradients: float = 0.0
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -41,19 +44,29 @@ class Refit(Pass):
         for key, number in (("rounds", self.rounds), ("joint", self.joint)):
             if number < 0:
                 raise RecipeError(f"{self.name}: {key} must not be negative, got {number}")
+        if not 0.0 <= self.gradients <= 1.0:
+            raise RecipeError(f"{self.name}: gradients must be from 0 to 1, got {self.gradients}")
         if not self.damping > 0:
             raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
 
     def run(self, graph: Graph, context: Context) -> None:
         if context.calibration is None:
             raise RecipeError(f"{self.name}: needs inputs to fit on; give --data, unlabeled")
+        if not traces_are_current(graph):
+            raise RecipeError(
+                f"{self.name}: the network was changed after its channels were removed, so its "
+                "tensors may not be those of the original any more; put refit right behind "
+                "remove-channels"
+            )
         traces = noted_traces(graph)
         fit = refit(
             graph,
             context.original,
             traces,
             context.calibration.take(self.samples),
-            Settings(self.damping, self.rounds, self.joint, context.seed, context.threads),
+            Settings(
+                self.damping, self.rounds, self.joint, self.gradients, context.seed, context.threads
+            ),
             progress=lambda part: context.progress("refitting", part),
         )
         forget_traces(graph)

@@ -29,7 +29,7 @@ from graphopt.data import Dataset
 from graphopt.errors import BudgetError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Note, Pass, Promise
-from graphopt.refit import traces_of, write_traces
+from graphopt.refit import merged_traces, noted_traces, traces_are_current, traces_of, write_traces
 from graphopt.runtime import runnable_feeds
 from graphopt.runtime.calibrating import calibrate
 from graphopt.runtime.scanning import errors_of_outputs, fit_latency, latency_ratio, scan
@@ -118,15 +118,16 @@ class RemoveChannels(Pass):
         return {key: value for key, value in options.items() if value is not None}
 
     def run(self, graph: Graph, context: Context) -> None:
+        current = traces_are_current(graph)
         prepare(graph)
         coupling = couple(graph)
         if not coupling.families:
             raise BudgetError(f"{self.name}: {_why_nothing(coupling)}")
         candidates = self._candidates(coupling, context)
         fitted = self._fitted(coupling, candidates, context)
-        traces = traces_of(coupling, fitted.plan)
+        traces = merged_traces(noted_traces(graph), traces_of(coupling, fitted.plan))
         record = remove(graph, coupling, fitted.plan)
-        write_traces(graph, traces)
+        write_traces(graph, traces, current=current)
         families: dict[str, Note] = {name: kept.tolist() for name, kept in fitted.plan.items()}
         context.notes["families"] = families
         context.notes["channels"] = {

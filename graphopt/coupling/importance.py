@@ -16,7 +16,7 @@ from graphopt.coupling.families import Family
 from graphopt.coupling.reconstruction import backward, forward, lasso
 from graphopt.coupling.statistics import Activation, Measure, Scores, Statistics
 from graphopt.coupling.units import noted_units
-from graphopt.errors import ModelError
+from graphopt.errors import NotFinite
 from graphopt.ir import Array, Graph
 
 __all__ = ["COMBINATIONS", "IMPORTANCES", "Criterion", "importance", "sum_along"]
@@ -57,7 +57,7 @@ def importance(
 ) -> Scores | None:
     """The scores of a family's channels; None where the criterion has nothing to look at.
 
-    Raises ModelError for weights that are not finite.
+    Raises NotFinite for weights that are not finite.
     """
     _check_finite(family, graph)
     criterion = IMPORTANCES[name]
@@ -80,7 +80,7 @@ def _check_finite(family: Family, graph: Graph) -> None:
     for member in family.members:
         array = graph.constant(member.tensor)
         if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ModelError(
+            raise NotFinite(
                 f"importance: weight {member.tensor!r} holds NaN or infinite values; "
                 "look at how the model was trained or exported"
             )

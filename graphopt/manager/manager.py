@@ -17,7 +17,7 @@ from graphopt.manager.judge import Judge, input_specs, split_data
 from graphopt.manager.record import Measured, PassRecord, Report, Size, size_of, size_of_source
 from graphopt.manager.stages import Outcome, Runner, Silent, Watcher
 from graphopt.manager.workspace import Workspace, stage_key
-from graphopt.passbase import Need, Promise
+from graphopt.passbase import NOTES, Need, Promise
 from graphopt.recipe import Recipe, Stage, load_recipe, read_steps
 from graphopt.runtime import BenchPlan, BenchResult, bench
 
@@ -112,8 +112,10 @@ class PassManager:
                         request.device, watcher or Silent(), _workspace(request))  # fmt: skip
         before = size_of_source(graph)
         outcome = Outcome(graph.clone(), before)
+        _forget_notes(outcome.graph)
         for row in _rows(self.stages):
             outcome = self._row(runner, row, outcome, request)
+        _forget_notes(outcome.graph)
         return self._report(graph, before, outcome, gate, judge, request)
 
     def _check_needs(self, data: Dataset | None) -> None:
@@ -201,6 +203,12 @@ def _workspace(request: Request) -> Workspace:
     if request.workdir is not None:
         workspace.prepare()
     return workspace
+
+
+def _forget_notes(graph: Graph) -> None:
+    """Drop what passes note in the model for passes of the same run."""
+    for key in NOTES:
+        graph.set_metadata(key, None)
 
 
 def _rows(stages: Sequence[Stage]) -> Iterator[tuple[Stage, ...]]:

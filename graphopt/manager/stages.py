@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from graphopt.data import Dataset
-from graphopt.errors import DataError, GraphoptError, RecipeError, TargetError
+from graphopt.errors import DataError, GraphoptError, NotFinite, RecipeError, TargetError
 from graphopt.ir import Graph
 from graphopt.manager.gate import Gate, Verdict
 from graphopt.manager.judge import Judge
@@ -20,7 +20,7 @@ from graphopt.recipe import Stage
 
 __all__ = ["Outcome", "PassFailure", "Runner", "Silent", "Watcher"]
 
-_REQUEST_ERRORS = (DataError, RecipeError, TargetError)
+_REQUEST_ERRORS = (DataError, NotFinite, RecipeError, TargetError)
 """Errors of the request: they end the run; all others end only the stage they occur in."""
 
 

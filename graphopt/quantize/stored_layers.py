@@ -87,7 +87,7 @@ def _layer(graph: Graph, node: gs.Node) -> StoredLayer | None:
     if not is_op(node, "Conv", "Gemm", "MatMul") or node.attrs.get("transA", 0):
         return None
     weight = _stored(graph, node.inputs[1].name)
-    if weight is None or (node.op == "Conv" and "kernel_shape" not in node.attrs):
+    if weight is None:
         return None
     codes = graph.constant(weight.codes)
     assert codes is not None, "codes are constant"
@@ -99,7 +99,7 @@ def _layer(graph: Graph, node: gs.Node) -> StoredLayer | None:
         return None
     layer = Layer(
         node, None, str(node.inputs[0].name), str(node.inputs[1].name), bias_name or None,
-        str(node.outputs[0].name), int(node.attrs.get("group", 1)), math.prod(codes.shape[2:]),
+        str(node.outputs[0].name), int(node.attrs.get("group", 1)), codes.shape[2:],
     )  # fmt: skip
     return StoredLayer(layer, weight, bias)
 

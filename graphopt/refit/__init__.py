@@ -7,7 +7,15 @@ from graphopt.refit.choosing import Curve, choices_of, curves
 from graphopt.refit.normalising import re_estimate
 from graphopt.refit.ordering import Ordering, ordering_of, surgeon
 from graphopt.refit.picking import Choice
-from graphopt.refit.tracing import Traces, forget_traces, noted_traces, traces_of, write_traces
+from graphopt.refit.tracing import (
+    Traces,
+    forget_traces,
+    merged_traces,
+    noted_traces,
+    traces_are_current,
+    traces_of,
+    write_traces,
+)
 from graphopt.refit.walking import Fit, Settings, refit
 
 __all__ = [
@@ -21,11 +29,13 @@ __all__ = [
     "curves",
     "fit_budget",
     "forget_traces",
+    "merged_traces",
     "noted_traces",
     "ordering_of",
     "re_estimate",
     "refit",
     "surgeon",
+    "traces_are_current",
     "traces_of",
     "write_traces",
 ]

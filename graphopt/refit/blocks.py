@@ -13,13 +13,10 @@ from torch.func import functional_call
 from graphopt.ir import Array, Graph, part
 from graphopt.lens import LoweredModule, lower
 from graphopt.refit.goals import Goal
-from graphopt.refit.layers import Doubles, Layer
+from graphopt.refit.layers import Doubles, Floats, Layer
 from graphopt.refit.solving import Moments
 
 __all__ = ["Batch", "Block", "Matrices", "Value"]
-
-Batch = tuple[tuple[Array, ...], Array]
-"""What the block reads, and what it should give."""
 
 Matrices = tuple[Doubles, Doubles]
 """One of each layer."""
@@ -30,6 +27,18 @@ _ROWS = 1 << 16
 _SLICE_BYTES = 64 << 20
 
 _POWER_STEPS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the block reads, what it should give, and by what its error is multiplied.
+
+    `roots` are of weights: (input, place).
+    """
+
+    read: tuple[Array, ...]
+    aim: Array
+    roots: Floats | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +68,14 @@ class Block:
         )
         self._module = lower(part(graph, self._inputs, [goal.tensor, second.data]))
         self._last = lower(part(graph, [second.data], [second.output]))
+        self._given = batches
         self._batches = [
-            (tuple(torch.from_numpy(array) for array in read), torch.from_numpy(aim))
-            for read, aim in batches
+            (
+                tuple(torch.from_numpy(array) for array in batch.read),
+                torch.from_numpy(batch.aim),
+                None if batch.roots is None else self._spread(batch.aim, batch.roots),
+            )
+            for batch in batches
         ]
         self._seed = seed
 
@@ -69,11 +83,21 @@ class Block:
         first, second = self.layers
         return first.matrix(self._graph), second.matrix(self._graph)
 
+    def _spread(self, aim: Array, roots: Floats) -> torch.Tensor:
+        """The roots in the shape of the aim, with one channel."""
+        shape = list(aim.shape)
+        shape[self.layers[1].channel_axis] = 1
+        return torch.from_numpy(np.ascontiguousarray(roots.reshape(shape)))
+
     @property
     def energy(self) -> float:
         """Half the sum of squares of what the block should give."""
-        aims = (aim.clamp(min=0) if self._goal.rectified else aim for _, aim in self._batches)
-        return sum(float(aim.double().square().sum()) / 2 for aim in aims)
+        total = 0.0
+        for _, aim, roots in self._batches:
+            passed = aim.clamp(min=0) if self._goal.rectified else aim
+            weighted = passed if roots is None else passed * roots
+            total += float(weighted.double().square().sum()) / 2
+        return total
 
     def value(self, matrices: Matrices) -> Value:
         """Loss and descent with these matrices; with a ReLU behind, of what passes it."""
@@ -81,12 +105,12 @@ class Block:
         for tensor in tensors.values():
             tensor.requires_grad_()
         total = 0.0
-        for read, aim in self._batches:
+        for read, aim, roots in self._batches:
             made, _ = functional_call(self._module, tensors, read)
             left = aim - made
             if self._goal.rectified:
                 left = torch.where(aim > 0, left, -made.clamp(min=0))
-            loss = left.square().sum() / 2
+            loss = (left if roots is None else left * roots).square().sum() / 2
             loss.backward()
             total += float(loss.detach())
         return Value(total, self._descent(tensors))
@@ -97,15 +121,20 @@ class Block:
         rng = np.random.default_rng(self._seed)
         columns = matrices[which].shape[1]
         found = Moments.empty(len(matrices[which]), columns, 0, bias=layer.has_bias)
-        images = sum(len(aim) for _, aim in self._batches)
+        images = sum(len(batch.aim) for batch in self._given)
         count = -(-max(_ROWS, 16 * columns) // images)
         total = 0
-        for array in self._read(which, matrices):
+        for array, batch in zip(self._read(which, matrices), self._given, strict=True):
             per_image = min(count, math.prod(array.shape[2:]) or 1) * columns * layer.groups * 4
-            size = max(1, _SLICE_BYTES // per_image)
+            size, roots = max(1, _SLICE_BYTES // per_image), batch.roots
+            if roots is not None and roots.shape[1] != layer.count(array):
+                roots = None  # the first layer's places are not those of the goal
             for start in range(0, len(array), size):
                 some = array[start : start + size]
-                rows = layer.rows(some, layer.places(some, count, rng))
+                places = layer.places(some, count, rng)
+                rows = layer.rows(some, places)
+                if roots is not None:
+                    rows = rows * roots[start : start + size][:, places].reshape(1, -1, 1)
                 found.gram += rows.transpose(0, 2, 1) @ rows
                 found.rows += rows.shape[1]
             total += len(array) * layer.count(array)
@@ -132,11 +161,12 @@ class Block:
     def _read(self, which: int, matrices: Matrices) -> Sequence[Array]:
         """What one of the layers reads, batch by batch."""
         if which == 0:
-            return [read[0].numpy() for read, _ in self._batches]
+            return [batch.read[0] for batch in self._given]
         tensors = self._tensors(self._module, matrices)
         with torch.no_grad():
             return [
-                functional_call(self._module, tensors, read)[1].numpy() for read, _ in self._batches
+                functional_call(self._module, tensors, read)[1].numpy()
+                for read, *_ in self._batches
             ]
 
     def _tensors(self, module: LoweredModule, matrices: Matrices) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from graphopt.coupling import Coupling, Family, Plan
 from graphopt.data import Dataset
 from graphopt.ir import Graph
 from graphopt.refit.frontier import Frontier
-from graphopt.refit.layers import Layer, find_layer
+from graphopt.refit.layers import Layer, check_weights, find_layer
 from graphopt.refit.ordering import Ordering, surgeon
 from graphopt.refit.picking import Choice
 from graphopt.refit.solving import Moments, Reader, eliminate, least_squares
@@ -87,6 +87,7 @@ def curves(
     Those that the criterion of the ordering does not apply to are left out. Moments come from
     `dataset`, errors of the outputs, relative to their variance, from `held_out`.
     """
+    check_weights(coupling.graph)
     readings = {family.name: readings_of(coupling, family) for family in families}
     moments, needed = _measured(coupling.graph, readings, dataset, settings)
     outputs = _Outputs(coupling.graph, held_out, settings)

@@ -27,7 +27,7 @@ from graphopt.lens.dtypes import to_tensor
 from graphopt.runtime.calibrating import observed_members
 from graphopt.runtime.observing import batch_size_for
 
-__all__ = ["sense"]
+__all__ = ["sense", "torch_threads"]
 
 _Progress = Callable[[float], None]
 _SURE = 1e-3
@@ -51,13 +51,14 @@ def sense(
     the classes and for gradients that are not finite.
     """
     row = _ROWS[measure]
-    with _threads(threads):
+    with torch_threads(threads):
         found = row(_Losses(coupling.graph, dataset, seed), coupling, families, progress)
     return Statistics(seed=seed, sensitivities=found)
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for torch within."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from graphopt.errors import NotFinite
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.runtime.patches import windows_of
 
-__all__ = ["Doubles", "Floats", "Layer", "find_layer", "layer_before"]
+__all__ = ["Doubles", "Floats", "Layer", "check_weights", "find_layer", "layer_before"]
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -62,7 +63,12 @@ class Layer:
     bias: str | None
     output: str
     groups: int
-    taps: int
+    kernel: tuple[int, ...]
+    """Sizes; none for a product."""
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
 
     @property
     def channel_axis(self) -> int:
@@ -192,8 +198,7 @@ class Layer:
         if self.node.op != "Conv":
             single: Floats = data.astype(np.float32, copy=False)
             return np.moveaxis(single.reshape(len(data), -1, data.shape[-1]), -1, 1)
-        kernel = [int(size) for size in self.node.attrs["kernel_shape"]]
-        return windows_of(self.node, kernel, data)
+        return windows_of(self.node, self.kernel, data)
 
 
 def find_layer(graph: Graph, node: gs.Node) -> Layer | None:
@@ -214,10 +219,19 @@ def find_layer(graph: Graph, node: gs.Node) -> Layer | None:
     if bias is not None and not _solvable_bias(graph, bias, width):
         return None
     groups = int(node.attrs.get("group", 1))
-    taps = math.prod(array.shape[2:])
-    if node.op == "Conv" and "kernel_shape" not in node.attrs:
-        return None
-    return Layer(node, None, data, weight, bias, output, groups, taps)
+    return Layer(node, None, data, weight, bias, output, groups, array.shape[2:])
+
+
+def check_weights(graph: Graph) -> None:
+    """Raise NotFinite, naming it, for a weight or bias of a layer that is not finite."""
+    for node in graph.nodes:
+        layer = find_layer(graph, node)
+        for name in () if layer is None else (layer.weight, layer.bias):
+            if name is not None and not np.isfinite(_constant(graph, name)).all():
+                raise NotFinite(
+                    f"refit: weight {name!r} holds NaN or infinite values; "
+                    "look at how the model was trained or exported"
+                )
 
 
 def layer_before(graph: Graph, layer: Layer) -> Layer | None:
@@ -246,7 +260,7 @@ def _product(graph: Graph, node: gs.Node, weight: Array) -> Layer:
     """A MatMul, with the Add of a constant vector behind it as its bias."""
     output = node.outputs[0].name
     readers = graph.consumers(output)
-    plain = Layer(node, None, node.inputs[0].name, node.inputs[1].name, None, output, 1, 1)
+    plain = Layer(node, None, node.inputs[0].name, node.inputs[1].name, None, output, 1, ())
     if len(readers) != 1 or readers[0].op != "Add" or graph.is_output(output):
         return plain
     names = [tensor.name for tensor in readers[0].inputs]
@@ -254,7 +268,7 @@ def _product(graph: Graph, node: gs.Node, weight: Array) -> Layer:
     if not _solvable_bias(graph, other, weight.shape[1]):
         return plain
     total = readers[0].outputs[0].name
-    return Layer(node, readers[0], plain.data, plain.weight, other, total, 1, 1)
+    return Layer(node, readers[0], plain.data, plain.weight, other, total, 1, ())
 
 
 def _solvable_bias(graph: Graph, name: str, width: int) -> bool:

@@ -13,7 +13,15 @@ from graphopt.coupling.axes import Fixed
 from graphopt.coupling.removal import Plan, kept_components
 from graphopt.ir import Graph
 
-__all__ = ["Traces", "forget_traces", "noted_traces", "traces_of", "write_traces"]
+__all__ = [
+    "Traces",
+    "forget_traces",
+    "merged_traces",
+    "noted_traces",
+    "traces_are_current",
+    "traces_of",
+    "write_traces",
+]
 
 Traces = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]
 """For each tensor that a cut has made smaller: axis -> indices of the original that are left."""
@@ -39,25 +47,36 @@ def traces_of(coupling: Coupling, plan: Plan) -> Traces:
     return found
 
 
-def write_traces(graph: Graph, traces: Traces) -> None:
-    """Note in the model what is left of its tensors, on top of what earlier cuts have noted."""
-    earlier = noted_traces(graph)
+def merged_traces(earlier: Traces, later: Traces) -> Traces:
+    """What two cuts leave of the original, given what the later one leaves of the earlier."""
     merged = {name: dict(axes) for name, axes in earlier.items()}
-    for name, axes in traces.items():
+    for name, axes in later.items():
         own = merged.setdefault(name, {})
         for axis, kept in axes.items():
             own[axis] = own[axis][kept] if axis in own else kept
-    document = {
+    return merged
+
+
+def write_traces(graph: Graph, traces: Traces, *, current: bool = True) -> None:
+    """Note in the model what is left of its tensors, by all cuts.
+
+    Not `current` means that the graph was changed otherwise since an earlier cut.
+    """
+    tensors = {
         name: {str(axis): _packed(kept) for axis, kept in axes.items()}
-        for name, axes in merged.items()
+        for name, axes in traces.items()
     }
+    document = {"graph": _digest(graph) if current else "", "tensors": tensors}
     graph.set_metadata(_KEY, json.dumps(document, separators=(",", ":")))
 
 
 def noted_traces(graph: Graph) -> Traces:
-    """What has been noted, of the tensors that are still there and as large as it says."""
+    """What has been noted, of the tensors that are still there and as large as it says.
+
+    Ask before removing more.
+    """
     text = graph.metadata.get(_KEY)
-    document: Mapping[str, Mapping[str, str]] = json.loads(text) if text else {}
+    document: Mapping[str, Mapping[str, str]] = json.loads(text)["tensors"] if text else {}
     found = {}
     for name, axes in document.items():
         shape = graph.shape(name) if name in graph else None
@@ -68,6 +87,19 @@ def noted_traces(graph: Graph) -> Traces:
         ):
             found[name] = unpacked
     return found
+
+
+def traces_are_current(graph: Graph) -> bool:
+    """Whether the graph is as it was when its traces were noted."""
+    text = graph.metadata.get(_KEY)
+    return text is None or json.loads(text)["graph"] == _digest(graph)
+
+
+def _digest(graph: Graph) -> str:
+    """Of all but the note."""
+    bare = graph.clone()
+    forget_traces(bare)
+    return bare.content_hash()
 
 
 def forget_traces(graph: Graph) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,12 +11,12 @@ import numpy.typing as npt
 from graphopt.data import Dataset
 from graphopt.errors import DataError
 from graphopt.ir import Array, Graph
-from graphopt.refit.frontier import Frontier
+from graphopt.refit.frontier import BATCH, Frontier
 from graphopt.refit.goals import Goal, goal_of
-from graphopt.refit.layers import Doubles, Floats, Layer, find_layer, layer_before
+from graphopt.refit.layers import Doubles, Floats, Layer, check_weights, find_layer, layer_before
 from graphopt.refit.picking import Choice, pick
 from graphopt.refit.solving import Moments, least_squares, rectified
-from graphopt.refit.tracing import Traces
+from graphopt.refit.tracing import Traces, merged_traces
 
 __all__ = ["Fit", "Settings", "changed_layers", "refit"]
 
@@ -34,12 +34,14 @@ WIDEST = 12_000
 class Settings:
     """How layers are fitted. `rounds` refine those that a ReLU reads; 0: least squares only.
 
-    `joint` rounds refine layers together with the ones before them, in place of `rounds`.
+    `joint` rounds refine layers together with the ones before them, in place of `rounds`. With
+    `gradients` above 0, places count by that power of the outputs' squared gradient there.
     """
 
     damping: float = 1e-4
     rounds: int = 6
     joint: int = 0
+    gradients: float = 0.0
     seed: int = 0
     threads: int = 1
 
@@ -54,6 +56,8 @@ class Fit:
     """The same for layers that were solved with the one before them, of what passes a ReLU."""
     picked: dict[str, list[int]] = field(default_factory=dict)
     """For each family that was cut on the way, the channels that stay."""
+    traces: Traces = field(default_factory=dict)
+    """What that leaves of tensors."""
     needed: int = 0
     """Inputs that the layers left alone for want of rows would need."""
 
@@ -70,30 +74,34 @@ class _Task:
     count: int
     seed: int
     choice: Choice | None
+    weights: Floats | None
+    """By how much places count: (input, place)."""
 
-    def batches(self, data: str) -> Iterator[tuple[Mapping[str, Array], Array]]:
-        """A tensor and the shortcut, and the target, batch by batch."""
+    def batches(self, data: str) -> Iterator[tuple[Mapping[str, Array], Array, Floats | None]]:
+        """A tensor and the shortcut, the target, and the roots of the weights, batch by batch."""
         wanted = [data, *([self.goal.shortcut] if self.goal.shortcut else [])]
         pairs = zip(
             self.cut.batches(wanted), self.original.batches([self.goal.tensor]), strict=True
         )
-        for made, aim in pairs:
+        for rows, (made, aim) in zip(self.cut.dataset.rows(BATCH), pairs, strict=True):
             target = aim[self.goal.tensor]
             for axis, indices in self.kept.items():
                 target = np.take(target, indices, axis=axis)
-            yield made, target
+            yield made, target, None if self.weights is None else np.sqrt(self.weights[rows])
 
     def chunks(self) -> Iterator[tuple[Floats, Floats, Floats | None]]:
-        """Rows, targets and shortcuts at the same places, batch by batch."""
+        """Rows, targets and shortcuts at the same places, times the roots of their weights."""
         layer, rng = self.layer, np.random.default_rng(self.seed)
-        for made, target in self.batches(layer.data):
+        for made, target, roots in self.batches(layer.data):
             places = layer.places(made[layer.data], self.count, rng)
             beside = made[self.goal.shortcut] if self.goal.shortcut else None
-            yield (
-                layer.rows(made[layer.data], places),
-                layer.results(target, places),
-                None if beside is None else layer.results(beside, places),
-            )
+            rows, results = layer.rows(made[layer.data], places), layer.results(target, places)
+            added = None if beside is None else layer.results(beside, places)
+            if roots is not None:
+                scale = roots[:, places].reshape(1, -1, 1)
+                rows, results = rows * scale, results * scale
+                added = None if added is None else added * scale
+            yield rows, results, added
 
 
 def changed_layers(graph: Graph, changed: Collection[str]) -> list[Layer]:
@@ -124,18 +132,18 @@ def refit(
     original's tensors of the same name; where a shortcut is added, its error is made up for.
     `choices`, by the output of the layer that reads them, are families that are still whole; they
     are cut when it is that layer's turn.
-    Raises DataError if there are too few inputs for any layer.
+    Raises DataError if there are too few inputs for any layer, NotFinite for NaN in weights.
     """
+    check_weights(graph)
     choices = choices or {}
     changed = {name for name in traces if graph.constant(name) is None}
     layers = changed_layers(graph, changed | {choice.data for choice in choices.values()})
     cut = Frontier(graph, dataset, threads=settings.threads)
     whole = Frontier(original, dataset, threads=settings.threads)
-    pending = {layer.output for layer in layers}
     fit = Fit()
-    for number, layer in enumerate(layers):
-        goal = goal_of(graph, layer, pending)
-        pending.discard(layer.output)
+    goals = _goals(graph, layers)
+    weights = _weights(original, layers, goals, dataset, settings)
+    for number, (layer, goal) in enumerate(zip(layers, goals, strict=True)):
         progress(number / max(len(layers), 1))
         if goal.tensor not in original or original.constant(goal.tensor) is not None:
             fit.left_alone[layer.output] = f"the original has no tensor {goal.tensor!r}"
@@ -143,7 +151,17 @@ def refit(
         kept = traces.get(goal.tensor, {})
         count = -(-ROWS // len(dataset))
         choice = choices.get(layer.output)
-        task = _Task(layer, goal, cut, whole, kept, count, settings.seed + number, choice)
+        task = _Task(
+            layer,
+            goal,
+            cut,
+            whole,
+            kept,
+            count,
+            settings.seed + number,
+            choice,
+            weights.get(goal.tensor),
+        )
         solved = _solve(task, settings, fit)
         if settings.joint and solved is not None:
             _together(solved, settings, fit)
@@ -153,6 +171,38 @@ def refit(
             f"{fit.needed}"
         )
     return fit
+
+
+def _goals(graph: Graph, layers: Sequence[Layer]) -> list[Goal]:
+    """What each layer should reproduce when those before it are solved."""
+    pending = {layer.output for layer in layers}
+    found = []
+    for layer in layers:
+        found.append(goal_of(graph, layer, pending))
+        pending.discard(layer.output)
+    return found
+
+
+def _weights(
+    original: Graph,
+    layers: Sequence[Layer],
+    goals: Sequence[Goal],
+    dataset: Dataset,
+    settings: Settings,
+) -> Mapping[str, Floats]:
+    """By how much places of the goals count, where gradients say so."""
+    axes = {
+        goal.tensor: layer.channel_axis
+        for layer, goal in zip(layers, goals, strict=True)
+        if goal.tensor in original and original.constant(goal.tensor) is None
+    }
+    if not settings.gradients or not axes:
+        return {}
+    from graphopt.refit.weighting import place_weights  # torch takes long to load
+
+    return place_weights(
+        original, axes, dataset, settings.gradients, seed=settings.seed, threads=settings.threads
+    )
 
 
 def _solve(task: _Task, settings: Settings, fit: Fit) -> _Task | None:
@@ -187,7 +237,8 @@ def _solve(task: _Task, settings: Settings, fit: Fit) -> _Task | None:
 
 def _together(task: _Task, settings: Settings, fit: Fit) -> None:
     """Refine a layer with the one that it alone reads, on as many inputs as rows allow."""
-    from graphopt.refit.blocks import Block  # torch takes long to load
+    from graphopt.refit.blocks import Batch, Block  # torch takes long to load
+    from graphopt.refit.gradients import torch_threads
     from graphopt.refit.joint import solve_together
 
     graph, second = task.cut.graph, task.layer
@@ -197,13 +248,17 @@ def _together(task: _Task, settings: Settings, fit: Fit) -> None:
     first = first.write(graph, first.matrix(graph))  # now with a bias
     read = list(dict.fromkeys([first.data, *([task.goal.shortcut] if task.goal.shortcut else [])]))
     batches, rows = [], 0
-    for made, target in task.batches(first.data):
-        batches.append((tuple(made[name] for name in read), target))
+    for made, target, roots in task.batches(first.data):
+        batches.append(Batch(tuple(made[name] for name in read), target, roots))
         rows += target.size // target.shape[second.channel_axis]
-        if rows >= ROWS and sum(len(aim) for _, aim in batches) >= _LEAST_INPUTS:
+        if rows >= ROWS and sum(len(batch.aim) for batch in batches) >= _LEAST_INPUTS:
             break
-    block = Block(graph, (first, second), task.goal, batches, task.seed)
-    matrices, error, left = solve_together(block, settings.joint)
+    with torch_threads(settings.threads):
+        block = Block(graph, (first, second), task.goal, batches, task.seed)
+        try:
+            matrices, error, left = solve_together(block, settings.joint)
+        except np.linalg.LinAlgError:
+            return  # what the layers read is too alike
     for layer, matrix in zip((first, second), matrices, strict=True):
         layer.write(graph, matrix)
     task.cut.forget_behind([first.output])
@@ -215,8 +270,9 @@ def _picked(
 ) -> tuple[_Task, Moments, Doubles]:
     """Cut the family that the layer reads; what is left of the task."""
     assert task.choice is not None, "there is a family to cut"
-    kept, columns = pick(task.cut, task.choice, moments, settings.damping)
+    kept, columns, traces = pick(task.cut, task.choice, moments, settings.damping)
     fit.picked[task.choice.family] = kept
+    fit.traces = merged_traces(fit.traces, traces)
     maker = task.cut.graph.producer(task.layer.node.outputs[0].name)
     layer = None if maker is None else find_layer(task.cut.graph, maker)
     assert layer is not None, "a layer that was cut is a layer still"

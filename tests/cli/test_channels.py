@@ -123,18 +123,6 @@ def test_too_few_inputs(run: Run, tmp_path: Path) -> None:
     assert "4 inputs are too few to judge the 500 channels of 'w'; give at least 32" in said
 
 
-def test_weights_that_are_no_numbers_are_named(run: Run, model: Path) -> None:
-    broken = onnx.load(model)
-    for tensor in broken.graph.initializer:
-        if tensor.name == "v":
-            values = np.full(list(tensor.dims), np.nan, np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(values, "v"))
-    onnx.save(broken, model)
-    code, said = _optimize(run, model, "remove-channels")
-    assert code == 1
-    assert "weight 'v' holds NaN" in said
-
-
 def test_data_choose_the_channels(run: Run, model: Path, images: Path, tmp_path: Path) -> None:
     passes = "remove-channels{macs=0.5, importance=reconstruction, allocation=sensitivity}"
     report = tmp_path / "report.json"
@@ -172,3 +160,29 @@ def test_recipes_of_the_literature(run: Run, model: Path, images: Path, recipe: 
     after = onnx.load(model.with_name("net.opt.onnx"))
     assert "rolled back" not in out
     assert after.ByteSize() < 0.9 * before.ByteSize()
+
+
+@pytest.mark.parametrize(
+    "passes",
+    ["remove-channels{importance=l1}", "remove-and-refit{macs=0.8}", "remove-channels,refit"],
+)
+def test_nan_in_weights_is_bad_input(run: Run, tmp_path: Path, images: Path, passes: str) -> None:
+    found = parse(CHAIN)
+    (place,) = [i for i, entry in enumerate(found.graph.initializer) if entry.name == "v"]
+    array = numpy_helper.to_array(found.graph.initializer[place]).copy()
+    array.flat[3] = np.nan
+    found.graph.initializer[place].CopyFrom(numpy_helper.from_array(array, "v"))
+    path = tmp_path / "bad.onnx"
+    onnx.save(found, path)
+    code, said = _optimize(run, path, passes, "--data", images)
+    assert code == 2
+    assert "weight 'v' holds NaN or infinite values" in said
+    assert not (tmp_path / "bad.opt.onnx").exists()
+
+
+def test_notes_between_passes_do_not_stay_in_the_file(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    code, _ = _optimize(run, model, "remove-channels")
+    assert code == 0
+    assert not onnx.load(tmp_path / "net.opt.onnx").metadata_props

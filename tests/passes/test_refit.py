@@ -14,9 +14,10 @@ from graphopt.data import Dataset
 from graphopt.errors import BudgetError, DataError, RecipeError
 from graphopt.ir import Array, Graph
 from graphopt.passbase import Context
-from graphopt.refit import noted_traces, traces_of, write_traces
+from graphopt.refit import merged_traces, noted_traces, traces_are_current, traces_of, write_traces
 from passes.refit import Refit
 from passes.remove_and_refit import RemoveAndRefit
+from passes.remove_channels import RemoveChannels
 from tests.asserting import parse, run_model
 
 RESIDUAL = """residual (float[N,3,8,8] x) => (float[N,5] y)
@@ -75,8 +76,10 @@ def relative_error(graph: Graph, original: Graph) -> float:
 def cut(graph: Graph, widths: Mapping[str, list[int]]) -> None:
     prepare(graph)
     coupling = couple(graph)
-    write_traces(graph, traces_of(coupling, widths))
+    current = traces_are_current(graph)
+    traces = merged_traces(noted_traces(graph), traces_of(coupling, widths))
     remove(graph, coupling, widths)
+    write_traces(graph, traces, current=current)
 
 
 def test_refit_makes_up_for_what_is_redundant() -> None:
@@ -129,6 +132,34 @@ def test_traces_of_two_cuts_add_up() -> None:
     assert noted_traces(graph)["c1"][1].tolist() == [1, 5]
 
 
+def test_changes_between_the_cut_and_the_refit_are_refused() -> None:
+    original = redundant()
+    graph = original.clone()
+    cut(graph, {"w1": [1, 3, 5, 7]})
+    graph.set_constant("b2", 2 * graph.constants()["b2"])
+    with pytest.raises(RecipeError, match="put refit right behind remove-channels"):
+        Refit().run(graph, Context(original=original, calibration=inputs()))
+    RemoveChannels(ratio=0.25).run(graph, Context(original=original))
+    with pytest.raises(RecipeError, match="changed after its channels were removed"):
+        Refit().run(graph, Context(original=original, calibration=inputs()))
+
+
+def test_two_cuts_are_refitted_at_once() -> None:
+    original = redundant()
+    graph = original.clone()
+    for _ in range(2):
+        RemoveChannels(ratio=0.25).run(graph, Context(original=original))
+    traces = noted_traces(graph)
+    kept = traces["c1"][1]
+    (row,) = [node for node in graph.nodes if node.outputs[0].name == "c1"]
+    inner = traces["r0"][1] if "r0" in traces else slice(None)
+    left = graph.constants()[row.inputs[1].name]
+    np.testing.assert_array_equal(left, original.constants()["w1"][kept][:, inner])
+    before = relative_error(graph, original)
+    Refit().run(graph, Context(original=original, calibration=inputs()))
+    assert relative_error(graph, original) < before
+
+
 def test_untouched_network_stays_as_it_is() -> None:
     graph = redundant()
     before = graph.content_hash()
@@ -166,6 +197,25 @@ def test_remove_and_refit_finds_what_is_redundant() -> None:
     assert "w1" in families
 
 
+def test_steps_end_at_the_budget_with_indices_of_the_original() -> None:
+    original = redundant()
+    graph = original.clone()
+    context = Context(original=original, calibration=inputs(128))
+    RemoveAndRefit(macs=0.4, steps=2).run(graph, context)
+    graph.verify()
+    left = context.notes["left"]
+    assert isinstance(left, float)
+    np.testing.assert_allclose(cost(graph).macs / cost(original).macs, left, rtol=0.01)
+    assert left <= 0.4
+    assert relative_error(graph, original) < 0.5
+    families = context.notes["families"]
+    assert isinstance(families, dict)
+    for name, kept in families.items():
+        assert isinstance(kept, list)
+        assert len(kept) == len(set(map(str, kept)))
+        assert graph.constants()[name].shape[0] == len(kept)
+
+
 @pytest.mark.parametrize("importance", ["l1", "apoz", "reconstruction", "lasso"])
 def test_remove_and_refit_by_another_criterion(importance: str) -> None:
     original = redundant()
@@ -197,10 +247,14 @@ def test_too_few_inputs_to_reach_the_budget_says_how_many() -> None:
 def test_bad_options() -> None:
     with pytest.raises(RecipeError, match="macs must be between 0 and 1"):
         RemoveAndRefit(macs=1.0)
+    with pytest.raises(RecipeError, match="steps must be at least 1"):
+        RemoveAndRefit(steps=0)
     with pytest.raises(RecipeError, match="joint must not be negative"):
         RemoveAndRefit(joint=-1)
     with pytest.raises(RecipeError, match="importance must be one of surgeon, activation"):
         RemoveAndRefit(importance="l3")
+    with pytest.raises(RecipeError, match="gradients must be from 0 to 1"):
+        RemoveAndRefit(gradients=2.0)
     with pytest.raises(RecipeError, match="damping must be above 0"):
         Refit(damping=0.0)
     with pytest.raises(RecipeError, match="needs inputs to fit on"):
