@@ -7,6 +7,7 @@ from collections.abc import Mapping
 __all__ = ["CATALOG"]
 
 CATALOG: Mapping[str, str] = {
+    "adaround": "passes.adaround:AdaRound",
     "align-channels": "passes.align_channels:AlignChannels",
     "convolve-affine": "passes.convolve_affine:ConvolveAffine",
     "correct-bias": "passes.correct_bias:CorrectBias",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from graphopt.train.objectives import CrossEntropy, Objective, SquaredError, objective_of
     from graphopt.train.pruning import Ramp, Surgery
     from graphopt.train.recovering import recover
+    from graphopt.train.rounding import Descent, RoundingTask, learn_rounding
     from graphopt.train.slimming import ScalePull, scales_of
     from graphopt.train.softening import SoftZeros, filters_of
 
@@ -32,6 +33,7 @@ __all__ = [
     "LOSSES",
     "Batch",
     "CrossEntropy",
+    "Descent",
     "History",
     "Hook",
     "Lesson",
@@ -40,6 +42,7 @@ __all__ = [
     "Plan",
     "Ramp",
     "Resources",
+    "RoundingTask",
     "ScalePull",
     "SoftZeros",
     "SquaredError",
@@ -50,6 +53,7 @@ __all__ = [
     "find_device",
     "finetune",
     "fit",
+    "learn_rounding",
     "objective_of",
     "recover",
     "scales_of",
@@ -58,6 +62,7 @@ __all__ = [
 _HOMES = {
     "Batch": "batches",
     "CrossEntropy": "objectives",
+    "Descent": "rounding",
     "History": "history",
     "Hook": "hooks",
     "Objective": "objectives",
@@ -65,6 +70,7 @@ _HOMES = {
     "Ramp": "pruning",
     "ScalePull": "slimming",
     "SoftZeros": "softening",
+    "RoundingTask": "rounding",
     "SquaredError": "objectives",
     "Surgery": "pruning",
     "Training": "hooks",
@@ -73,6 +79,7 @@ _HOMES = {
     "find_device": "devices",
     "finetune": "finetuning",
     "fit": "engine",
+    "learn_rounding": "rounding",
     "objective_of": "objectives",
     "recover": "recovering",
     "scales_of": "slimming",
