@@ -42,6 +42,7 @@ CATALOG: Mapping[str, str] = {
     "merge-layers": "passes.merge_layers:MergeLayers",
     "merge-reshapes": "passes.merge_reshapes:MergeReshapes",
     "merge-slices": "passes.merge_slices:MergeSlices",
+    "prune-and-refit": "passes.prune_and_refit:PruneAndRefit",
     "prune-weights": "passes.prune_weights:PruneWeights",
     "quantize-dynamic": "passes.quantize_dynamic:QuantizeDynamic",
     "quantize-static": "passes.quantize_static:QuantizeStatic",
@@ -60,6 +61,7 @@ CATALOG: Mapping[str, str] = {
     "sink-transposes": "passes.sink_transposes:SinkTransposes",
     "slim": "passes.slim:Slim",
     "soft-prune": "passes.soft_prune:SoftPrune",
+    "store-codebooks": "passes.store_codebooks:StoreCodebooks",
     "to-float16": "passes.to_float16:ToFloat16",
 }
 """Pass name -> "module:Class"; listing passes imports none of them."""

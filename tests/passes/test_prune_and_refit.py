@@ -1,0 +1,103 @@
+"""Layers are pruned to a level and solved: every step lowers the error; energy is counted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.data import Dataset
+from graphopt.errors import RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context
+from graphopt.sparse import kept_weights
+from passes.prune_and_refit import PruneAndRefit
+from tests.asserting import assert_valid, parse, run_model
+
+_NET = """g (float[N,3,8,8] x) => (float[N,5] y)
+<float[8,3,3,3] c, float[8] b, float[12,4,3,3] k, float[12] d, float[12,40] w, float[40,5] v> {
+    a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, c, b)
+    r = Relu(a)
+    e = Conv<kernel_shape=[3,3], group=2>(r, k, d)
+    s = Relu(e)
+    p = GlobalAveragePool(s)
+    f = Flatten(p)
+    h = MatMul(f, w)
+    t = Relu(h)
+    y = MatMul(t, v)
+}"""
+
+
+def _data(count: int = 200) -> Dataset:
+    """Images whose pixels depend on each other, as those of photographs do."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((count, 3, 8, 8)).cumsum(2).cumsum(3) / 4
+    return Dataset.from_arrays({"x": (x[:, :1] + 0.3 * x).astype(np.float32)})
+
+
+def _run(step: PruneAndRefit) -> tuple[Graph, Graph, dict[str, dict[str, float]]]:
+    graph = Graph.load(parse(_NET))
+    context = Context(original=graph.clone(), calibration=_data())
+    step.run(graph, context)
+    layers = context.notes["layers"]
+    assert isinstance(layers, dict)
+    return context.original, graph, layers  # type: ignore[return-value]
+
+
+def test_every_filter_is_at_the_level() -> None:
+    _, graph, _ = _run(PruneAndRefit(sparsity=0.75))
+    for name, axis, left in (("c", 0, 7), ("k", 0, 9), ("w", 1, 3), ("v", 1, 10)):
+        array = graph.constant(name)
+        assert array is not None
+        counts = np.count_nonzero(np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1), 1)
+        assert (counts == left).all(), name
+    assert set(kept_weights(graph).pruned) == {"c", "k", "w", "v"}
+    assert_valid(graph)
+
+
+def test_each_step_lowers_the_error() -> None:
+    _, _, layers = _run(PruneAndRefit(sparsity=0.6, restore=0.4))
+    for report in layers.values():
+        assert report["solved"] < report["restored"]
+        assert report["solved"] < report["pruned"]
+    assert sum(r["restored"] for r in layers.values()) < sum(r["pruned"] for r in layers.values())
+
+
+def test_outputs_are_nearer_than_by_magnitude_alone() -> None:
+    original, graph, _ = _run(PruneAndRefit(sparsity=0.6))
+    plain = original.clone()
+    for name in ("c", "k", "w", "v"):
+        now, before = graph.constant(name), original.constant(name)
+        assert now is not None
+        assert before is not None
+        plain.set_constant(name, np.where(now != 0, before, np.float32(0)))
+    feeds = {"x": next(iter(_data(32).batches(32)))["x"]}
+    wanted, refitted, pruned = (run_model(g, feeds)[0] for g in (original, graph, plain))
+    assert np.square(refitted - wanted).mean() < 0.5 * np.square(pruned - wanted).mean()
+
+
+def test_energy_orders_the_layers() -> None:
+    """It adds up to one, falls in the order they went, and follows the costs."""
+    _, _, layers = _run(PruneAndRefit(sparsity=0.5))
+    parts = [report["energy"] for report in layers.values()]
+    assert sum(parts) == pytest.approx(1)
+    assert parts == sorted(parts, reverse=True)
+    assert next(iter(_run(PruneAndRefit(product=1e6))[2])) == "k", "432 by 36 places"
+    _, _, layers = _run(PruneAndRefit(product=1e-9))
+    left = {"c": 216 + 192 + 512, "k": 432 + 512 + 432, "w": 480 + 12 + 40, "v": 200 + 40 + 5}
+    shares = {name: size / sum(left.values()) for name, size in left.items()}
+    for name, report in layers.items():
+        assert report["energy"] == pytest.approx(shares[name], rel=1e-6)
+
+
+def test_no_data_and_nonsense() -> None:
+    graph = Graph.load(parse(_NET))
+    with pytest.raises(RecipeError, match="needs inputs to fit on"):
+        PruneAndRefit().run(graph, Context(original=graph.clone()))
+    for options, says in (
+        ({"sparsity": 1.0}, "sparsity must be above 0 and below 1"),
+        ({"restore": 1.0}, "restore must be at least 0"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"memory": 0.0}, "memory must be above 0"),
+    ):
+        with pytest.raises(RecipeError, match=says):
+            PruneAndRefit(**options)
