@@ -9,6 +9,7 @@ from graphopt import train
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Pass, Promise
+from graphopt.refit import noted_traces
 from graphopt.train import Lesson, Plan
 
 __all__ = ["Distill"]
@@ -41,7 +42,13 @@ class Distill(Plan, Lesson, Pass):
         if context.calibration is None:
             raise RecipeError(f"{self.name}: needs inputs to train on; give --data, unlabeled")
         history = train.distill(
-            graph, context.original, context.calibration, self, self, resources=context.resources()
+            graph,
+            context.original,
+            context.calibration,
+            self,
+            self,
+            kept=noted_traces(graph),
+            resources=context.resources(),
         )
         context.notes.update(history.as_notes())
         if history.stopped is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
@@ -19,9 +21,22 @@ from graphopt.train.hooks import Hook
 from graphopt.train.plan import Lesson, Plan, Resources
 from graphopt.train.viewing import adopt_weights, before_softmax, is_scores, sample_outputs
 
-__all__ = ["Distillation", "Head", "attention_map", "distill", "divergence", "shared_tensors"]
+__all__ = [
+    "Distillation",
+    "Head",
+    "attention_map",
+    "distill",
+    "divergence",
+    "hint_tensors",
+    "map_tensors",
+]
 
-_SAMPLE = 64
+Kept = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]
+"""For tensors that are smaller than the teacher's: axis -> the indices that are left."""
+
+Shape = tuple[int | str | None, ...]
+
+_SAMPLE = 16
 """Rows whose outputs show what kinds they are of, and how far they spread."""
 
 
@@ -33,6 +48,14 @@ class Head:
     weight: float = 1.0
     spread: float = 1.0
     """The variance that squared errors are divided by."""
+    kept: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """Axes of which the student has only a part, and which indices of the teacher's that is."""
+
+    def aim(self, taught: torch.Tensor) -> torch.Tensor:
+        """The part of the teacher's tensor that the student still has."""
+        for axis, indices in self.kept:
+            taught = taught.index_select(axis, torch.tensor(indices, device=taught.device))
+        return taught
 
 
 @dataclass(frozen=True)
@@ -44,7 +67,7 @@ class Distillation:
 
     def __call__(self, outputs: Outputs, batch: Batch) -> torch.Tensor:
         losses = [
-            head.weight * self._distance(head, output, aim)
+            head.weight * self._distance(head, output, head.aim(aim))
             for head, output, aim in zip(self.heads, outputs, batch.taught, strict=True)
             if head.kind != "none"
         ]
@@ -83,38 +106,74 @@ def distill(
     plan: Plan,
     lesson: Lesson | None = None,
     *,
+    kept: Kept | None = None,
     resources: Resources | None = None,
     hooks: Sequence[Hook] = (),
 ) -> History:
     """Train a graph in place to give what `teacher` gives; see `fit` for what is raised.
 
     Both have the same inputs and outputs. A softmax at their end is left out while they train.
+    `kept` tells of tensors of the graph which part of the teacher's they are, so that they can be
+    hints. Raises ModelError if there are no such tensors although hints were asked for.
     """
     lesson = lesson or Lesson()
-    names = _taught_outputs(graph, teacher)
-    hints = shared_tensors(graph, teacher, same_channels=True) if lesson.hints else []
-    maps = shared_tensors(graph, teacher, same_channels=False) if lesson.attention else []
-    student, view = (
-        each.with_outputs([*(before_softmax(each, name) for name in names), *hints, *maps])
-        for each in (graph, teacher)
-    )
+    topics = _topics(graph, teacher, lesson, kept or {})
+    student, view = topics.shown(graph), topics.shown(teacher)
     made, aims = (sample_outputs(each, dataset, _SAMPLE) for each in (student, view))
-    heads = [
-        _head(name, output, aim, lesson)
-        for name, output, aim in zip(names, made, aims, strict=False)
-    ]
-    spreads = [_spread(aim) for aim in aims[len(names) :]]
-    heads += [Head("mse", lesson.hints / len(hints), spread) for spread in spreads[: len(hints)]]
-    heads += [Head("attention", lesson.attention / len(maps)) for _ in maps]
-    if all(head.kind == "none" for head in heads):
+    objective = Distillation(topics.heads(made, aims), lesson.temperature)
+    if all(head.kind == "none" for head in objective.heads):
         raise ModelError(
             "distill: no output of the network is a float tensor, so there is no gradient to "
             "follow; name a teacher and a student that give scores or values"
         )
-    objective = Distillation(tuple(heads), lesson.temperature)
     history = fit(student, dataset, objective, plan, teacher=view, resources=resources, hooks=hooks)
     adopt_weights(graph, student, history.changed)
     return history
+
+
+@dataclass(frozen=True)
+class _Topics:
+    """The tensors that are taught: outputs, hints and maps."""
+
+    lesson: Lesson
+    outputs: list[str]
+    hints: list[str]
+    maps: list[str]
+    kept: Kept
+
+    def shown(self, graph: Graph) -> Graph:
+        """A view of a graph that returns them all."""
+        outputs = (before_softmax(graph, name) for name in self.outputs)
+        return graph.with_outputs([*outputs, *self.hints, *self.maps])
+
+    def heads(self, made: Outputs, aims: Outputs) -> tuple[Head, ...]:
+        """How each is compared, by what both networks gave for some rows."""
+        found = []
+        for name, output, aim in zip(self.outputs, made, aims, strict=False):
+            found.append(_head(name, output, aim, self.lesson))
+        for name, aim in zip(self.hints, aims[len(self.outputs) :], strict=False):
+            left = self.kept.get(name, {}).items()
+            part = Head("mse", kept=tuple((axis, tuple(map(int, each))) for axis, each in left))
+            weight = self.lesson.hints / len(self.hints)
+            found.append(replace(part, weight=weight, spread=_spread(part.aim(aim))))
+        found += [Head("attention", self.lesson.attention / len(self.maps)) for _ in self.maps]
+        return tuple(found)
+
+
+def _topics(graph: Graph, teacher: Graph, lesson: Lesson, kept: Kept) -> _Topics:
+    """Choose what is taught. Raises ModelError if that is nothing."""
+    hints = hint_tensors(graph, teacher, kept) if lesson.hints else []
+    maps = map_tensors(graph, teacher) if lesson.attention else []
+    for name, weight, found in (
+        ("hints", lesson.hints, hints),
+        ("attention", lesson.attention, maps),
+    ):
+        if weight and not found:
+            raise ModelError(
+                f"distill: {name} needs {'maps' if found is maps else 'tensors'} inside that both "
+                f"networks have under one name, and there are none; train with {name}=0"
+            )
+    return _Topics(lesson, _taught_outputs(graph, teacher), hints, maps, kept)
 
 
 def _taught_outputs(graph: Graph, teacher: Graph) -> list[str]:
@@ -151,26 +210,36 @@ def _spread(aim: torch.Tensor) -> float:
     return spread if spread > 0 else 1.0
 
 
-def shared_tensors(graph: Graph, teacher: Graph, *, same_channels: bool) -> list[str]:
-    """Tensors inside that both graphs compute under one name: the last of each shape.
-
-    With `same_channels` false, the last maps of each size in space, whatever their channels.
-    """
+def hint_tensors(graph: Graph, teacher: Graph, kept: Kept) -> list[str]:
+    """Tensors that both compute under one name, as a whole or in part: the last of each shape."""
     found: dict[object, str] = {}
-    for node in graph.nodes:
-        for tensor in node.outputs:
-            own = _inner_shape(graph, tensor.name)
-            other = _inner_shape(teacher, tensor.name)
-            if own is None or other is None or len(own) != len(other):
-                continue
-            if same_channels and own == other:
-                found[own] = tensor.name
-            if not same_channels and len(own) == 3 and own[1:] == other[1:] and own[1:] != (1, 1):
-                found[own[1:]] = tensor.name
+    for name, own, other in _shared_tensors(graph, teacher):
+        left = [
+            len(kept[name][axis]) if axis in kept.get(name, {}) else size
+            for axis, size in enumerate(other, 1)
+        ]
+        if list(own) == left:
+            found[other] = name
     return list(found.values())
 
 
-def _inner_shape(graph: Graph, name: str) -> tuple[int | str | None, ...] | None:
+def map_tensors(graph: Graph, teacher: Graph) -> list[str]:
+    """Maps that both compute under one name, whatever their channels: the last of each size."""
+    found: dict[object, str] = {}
+    for name, own, other in _shared_tensors(graph, teacher):
+        if len(own) == len(other) == 3 and own[1:] == other[1:] and own[1:] != (1, 1):
+            found[own[1:]] = name
+    return list(found.values())
+
+
+def _shared_tensors(graph: Graph, teacher: Graph) -> Iterator[tuple[str, Shape, Shape]]:
+    for name in (tensor.name for node in graph.nodes for tensor in node.outputs):
+        own, other = _inner_shape(graph, name), _inner_shape(teacher, name)
+        if own is not None and other is not None:
+            yield name, own, other
+
+
+def _inner_shape(graph: Graph, name: str) -> Shape | None:
     """The shape of one row of a float tensor that is computed, no output, and known."""
     if name not in graph or graph.producer(name) is None or graph.is_output(name):
         return None

@@ -17,7 +17,8 @@ from graphopt.train.distilling import (
     Head,
     attention_map,
     divergence,
-    shared_tensors,
+    hint_tensors,
+    map_tensors,
 )
 from tests.asserting import parse, run_model
 from tests.train.networks import ALONE, QUICK, disturbed, images, perceptron, small, vectors
@@ -101,20 +102,45 @@ def test_values_are_compared_by_their_spread() -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_hints_and_attention_find_tensors_of_one_name() -> None:
-    wide, narrow = small(), small()
+def narrowed() -> Graph:
+    """The small network with channels 0 and 2 of its first layer."""
+    graph = small()
     for name, axis in (("w0", 0), ("b0", 0), ("w1", 1)):
-        narrow.set_constant(name, np.take(narrow.constants()[name], [0, 2], axis))
-    narrow.reshape_notice()
-    assert shared_tensors(wide, wide, same_channels=True) == ["r0", "r1", "p", "f"]
-    assert shared_tensors(narrow, wide, same_channels=True) == ["r1", "p", "f"]
-    assert shared_tensors(narrow, wide, same_channels=False) == ["r0", "r1"]
+        graph.set_constant(name, np.take(graph.constants()[name], [0, 2], axis))
+    graph.reshape_notice()
+    return graph
+
+
+def test_hints_and_attention_find_tensors_of_one_name() -> None:
+    wide, narrow, kept = small(), narrowed(), {"r0": {1: np.array([0, 2])}}
+    assert hint_tensors(wide, wide, {}) == ["r0", "r1", "p", "f"]
+    assert hint_tensors(narrow, wide, {}) == ["r1", "p", "f"]
+    assert hint_tensors(narrow, wide, kept) == ["r0", "r1", "p", "f"]
+    assert map_tensors(narrow, wide) == ["r0", "r1"]
     plan = replace(QUICK, epochs=6)
     history = distill(
-        narrow, wide, images(), plan, Lesson(hints=1.0, attention=1.0), resources=ALONE
+        narrow, wide, images(), plan, Lesson(hints=1.0, attention=1.0), kept=kept, resources=ALONE
     )
     assert history.kept_step
     assert narrow.outputs == ("y",)
+
+
+def test_a_hint_is_the_part_that_was_kept() -> None:
+    whole = torch.rand(2, 4, 3, 3)
+    head = Head("mse", kept=((1, (0, 2)),))
+    loss = Distillation((head,), 1.0)((whole[:, [0, 2]],), Batch((whole,), taught=(whole,)))
+    assert float(loss) == 0
+
+
+def test_hints_that_nobody_can_give_are_refused() -> None:
+    text = "p (float[N,6] x) => (float[N,4] y) <float[6,4] w> { y = MatMul(x, w) }"
+    graph = Graph.load(parse(text))
+    for lesson, said in (
+        (Lesson(hints=1.0), "hints needs tensors"),
+        (Lesson(attention=1.0), "attention needs maps"),
+    ):
+        with pytest.raises(ModelError, match=f"distill: {said} inside"):
+            distill(disturbed(graph), graph, vectors(), QUICK, lesson, resources=ALONE)
 
 
 @pytest.mark.parametrize("augment", [(), ("flip",)])
