@@ -8,6 +8,7 @@ the kept ones only. Everything else is left as it is, so the two graphs differ i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -122,16 +123,19 @@ def recurrent(graph: Graph, view: Shrunk) -> Edit | None:
     hidden = view.axes(2)[2]
     if not view.cut(hidden):
         return edit
-    weights = graph.constant(view.node.inputs[2].name)
-    if weights is None:
-        raise EditError(f"mask: the weight of {view.node.op} {view.node.name!r} is computed")
-    blind = weights * view.mask(hidden).astype(weights.dtype)
-    if edit is None:
-        return Edit(remove=(view.node,), add=(remade(view.node, {2: blind}),))
-    last = edit.add[-1]
-    inputs = [blind if place == 2 else entry for place, entry in enumerate(last.inputs)]
-    again = NewNode(last.op, tuple(inputs), last.outputs, last.attrs, last.domain, last.name)
-    return Edit(remove=edit.remove, add=(*edit.add[:-1], again))
+    name = view.node.inputs[2].name
+    weights, before = graph.constant(name), tuple[NewNode, ...]()
+    blind: str | Array
+    if weights is not None:
+        blind = weights * view.mask(hidden).astype(weights.dtype)
+    else:
+        blind = graph.fresh(f"{name}_masked")
+        mask = view.mask(hidden).astype(graph.dtype(name) or np.dtype(np.float32))
+        before = (NewNode("Mul", (name, mask), (blind,)),)
+    last = remade(view.node, {}) if edit is None else edit.add[-1]
+    inputs = tuple(blind if place == 2 else entry for place, entry in enumerate(last.inputs))
+    first = () if edit is None else edit.add[:-1]
+    return Edit(remove=(view.node,), add=(*before, *first, replace(last, inputs=inputs)))
 
 
 def reduced(graph: Graph, view: Shrunk) -> Edit | None:

@@ -4,12 +4,15 @@
   into rows it could only lose whole columns, and through several shuffles everything ties to
   everything.
 - A vector that several nodes share, as exporters merge equal biases, becomes one vector each.
+- States of zeros that a recurrent cell starts from are left out: it starts from zeros by itself,
+  and their size need not be computed.
 - Identity, which hides both, goes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -35,7 +38,54 @@ def prepare(graph: Graph) -> None:
                 graph.apply(edit)
     for edit in _unshare(graph):
         graph.apply(edit)
+    for node in [node for node in graph.nodes if node.op in _STATES]:
+        if any(_is_zero(graph, node.inputs[place].name) for place in _given_states(node)):
+            graph.apply(Edit(remove=(node,), add=(_without_zeros(graph, node),)))
     graph.prune()
+
+
+_STATES: Mapping[str, tuple[int, ...]] = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}
+"""Inputs, by position, that cells start from; without one they start from zeros."""
+
+_KEEPING_ZEROS = frozenset(
+    {
+        "Concat",
+        "Expand",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+
+
+def _given_states(node: gs.Node) -> list[int]:
+    return [place for place in _STATES[node.op] if place < len(node.inputs)]
+
+
+def _is_zero(graph: Graph, name: str) -> bool:
+    """Whether a tensor is made of nothing but zeros."""
+    array = graph.constant(name) if name else None
+    if array is not None:
+        return not array.any()
+    maker = graph.producer(name) if name else None
+    if maker is None or maker.domain not in (None, "", "ai.onnx"):
+        return False
+    if maker.op == "ConstantOfShape":
+        value = maker.attrs.get("value")
+        return value is None or not np.any(value.values)
+    data = maker.inputs if maker.op == "Concat" else maker.inputs[:1]
+    return maker.op in _KEEPING_ZEROS and all(_is_zero(graph, part.name) for part in data)
+
+
+def _without_zeros(graph: Graph, node: gs.Node) -> NewNode:
+    plain = remade(node, {})
+    going = {place for place in _given_states(node) if _is_zero(graph, node.inputs[place].name)}
+    inputs = tuple("" if place in going else name for place, name in enumerate(plain.inputs))
+    return replace(plain, inputs=inputs)
 
 
 def _alone(graph: Graph, node: gs.Node | None, op: str) -> bool:

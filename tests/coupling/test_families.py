@@ -7,7 +7,7 @@ import pytest
 
 from graphopt.coupling import couple, explain, prepare
 from graphopt.ir import Graph
-from tests.asserting import parse
+from tests.asserting import assert_same_outputs, parse
 from tests.coupling.strategies import Builder
 from tests.coupling.test_removal import CHAIN, cut_half
 
@@ -362,3 +362,28 @@ def test_grouped_convolutions_keep_groups_even_through_a_shuffle() -> None:
     weight = graph.constant(grouped_weight)
     assert weight is not None
     assert 12 <= len(weight) <= 18
+
+
+STATES = """cell (float[4,N,5] x) => (float[4,N,3] y)
+<float[1,24,5] w, float[1,24,6] r, float[1,6,6] h, float[6,3] v> {
+    shape = Shape<start=1, end=2>(x)
+    one = Constant<value_ints=[1]>()
+    six = Constant<value_ints=[6]>()
+    sizes = Concat<axis=0>(one, shape, six)
+    zero = Constant<value=float[1] {VALUE}>()
+    state = Expand(zero, sizes)
+    a = LSTM<hidden_size=6>(x, w, r, , , state, state)
+    s = Squeeze(a, one)
+    y = MatMul(s, v)
+}"""
+
+
+def test_states_of_zeros_are_left_out() -> None:
+    """Their size is computed, which would hold the hidden units; others stay."""
+    for value, sizes in (("0.0", [6]), ("0.5", [])):
+        model = parse(STATES.replace("VALUE", value).replace(", float[1,6,6] h", ""))
+        graph = Graph.load(model)
+        prepare(graph)
+        graph.verify()
+        assert_same_outputs(model, graph)
+        assert [family.size for family in couple(graph).families] == sizes
