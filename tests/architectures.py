@@ -37,11 +37,12 @@ class Dense(nn.Module):
         self.layers = nn.ModuleList(nn.Conv2d(3 + 4 * i, 4, 3, padding=1) for i in range(3))
         self.norms = nn.ModuleList(nn.BatchNorm2d(3 + 4 * i) for i in range(3))
         self.pool = nn.AvgPool2d(2)
+        self.head = nn.Conv2d(15, 5, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = torch.cat([x, layer(functional.relu(norm(x)))], 1)
-        out: torch.Tensor = self.pool(x)
+        out: torch.Tensor = self.head(self.pool(x))
         return out
 
 
