@@ -10,7 +10,7 @@ from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.quantize.calibrators import CALIBRATORS
 from graphopt.quantize.collecting import Effort
-from graphopt.quantize.static import Findings, Settings, quantize
+from graphopt.quantize.static import BEST, Findings, Settings, quantize
 
 __all__ = ["QuantizeStatic"]
 
@@ -23,9 +23,10 @@ class QuantizeStatic(Pass):
     around it: weights signed and symmetric with a scale for each output channel, activations
     unsigned, biases with 32 bits. Relu and Clip behind a layer go: the ends of the grid clamp.
     Ranges of activations come from at most `samples` inputs by `calibrator`: minmax, average,
-    percentile, entropy or mse; calibration ends early after `seconds`, or once doubling the
-    inputs moved no range by more than the fraction `settled`. `exclude` are patterns of nodes,
-    tensors or operators that stay in floating point, joined by |.
+    percentile, entropy, mse, or the best of three by the error of the outputs. Calibration ends
+    early after `seconds`, or once doubling the inputs moved no range by more than the fraction
+    `settled`. `exclude` are patterns of nodes, tensors or operators that stay in floating point,
+    joined by |.
 
     Layers that ruin the outputs go back to floats until these have `least_db` decibels of signal
     over error on calibration inputs. If `pays`, what is not faster by measurement is taken out
@@ -37,7 +38,7 @@ class QuantizeStatic(Pass):
     name: ClassVar[str] = "quantize-static"
     promise: ClassVar[Promise] = Promise.LOSSY
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
-    calibrator: str = "mse"
+    calibrator: str = BEST
     samples: int = 512
     seconds: float | None = None
     settled: float | None = 0.02
@@ -47,9 +48,9 @@ class QuantizeStatic(Pass):
     portable: bool = False
 
     def __post_init__(self) -> None:
-        if self.calibrator not in CALIBRATORS:
+        if self.calibrator not in (known := sorted((BEST, *CALIBRATORS))):
             raise RecipeError(
-                f"{self.name}: calibrator must be one of {', '.join(sorted(CALIBRATORS))}, "
+                f"{self.name}: calibrator must be one of {', '.join(known)}, "
                 f"got {self.calibrator!r}"
             )
         if self.samples < 1:
@@ -86,6 +87,7 @@ def _note(found: Findings, notes: dict[str, Note]) -> None:
     if found.collected is not None:
         notes["inputs"] = found.collected.inputs
         notes["stopped"] = found.collected.stopped
+    notes["calibrator"] = found.calibrator
     notes["decibels"] = found.decibels
     notes["latency_ratio"] = found.ratio
     notes["layer_errors"] = dict[str, Note](found.alone)

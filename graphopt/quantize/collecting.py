@@ -16,6 +16,9 @@ from graphopt.runtime.observing import batch_size_for, observe
 
 __all__ = ["Collected", "Effort", "collect"]
 
+_BATCH = 8
+"""Larger batches are not faster, for the processor's caches, and take more memory."""
+
 _FIRST_LOOK = 32
 """After how many inputs ranges are first looked at; then whenever the number has doubled."""
 
@@ -61,7 +64,7 @@ def collect(
     seen = dict.fromkeys(names, empty)
     done, stopped, before = 0, None, None
     look = _FIRST_LOOK
-    size = batch_size_for(graph, names)
+    size = min(_BATCH, batch_size_for(graph, names))
     for rows, batch in zip(
         dataset.rows(size),
         observe(graph, names, dataset, batch_size=size, threads=threads, optimize="all"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graphopt.data import Dataset
 from graphopt.ir import Graph
@@ -19,12 +19,15 @@ from graphopt.quantize.upgrading import require_opset
 from graphopt.runtime import BenchPlan, bench
 from graphopt.runtime.observing import observe
 
-__all__ = ["Findings", "Settings", "quantize"]
+__all__ = ["BEST", "Findings", "Settings", "quantize"]
 
 _JUDGED = 32
 """Inputs on which the outputs' error is measured."""
 
 _OPSET = 13
+
+BEST = "best"
+_TRIED = ("minmax", "percentile", "mse")
 
 _ROUNDS = 3
 """Errors of layers do not quite add up: what is missing is asked for again."""
@@ -34,13 +37,14 @@ _ROUNDS = 3
 class Settings:
     """How to quantize.
 
+    calibrator a name, or "best": of three, the one whose outputs have the least error
     exclude    patterns of nodes, tensors or operators that stay in floats
     least_db   layers go back to floats until the outputs have this signal over error; None: never
     pays       whether integers that are not faster by measurement are taken out again
     portable   whether results must be the same on processors with and without VNNI
     """
 
-    calibrator: str = "mse"
+    calibrator: str = "best"
     effort: Effort = field(default_factory=Effort)
     exclude: tuple[str, ...] = ()
     least_db: float | None = None
@@ -54,6 +58,7 @@ class Findings:
     """What a run found out, for the report; `plan` is None where nothing was quantized."""
 
     plan: Plan | None = None
+    calibrator: str | None = None
     why: str | None = None
     collected: Collected | None = None
     decibels: float | None = None
@@ -84,9 +89,12 @@ def quantize(graph: Graph, dataset: Dataset, settings: Settings, progress: Progr
         findings.why = "no layer has a kernel on integers"
         return findings
     seen = _calibrated(changed, placement, dataset, settings, progress, findings)
+    errors = Errors.of(changed, dataset.take(_JUDGED), settings.threads)
+    settings = replace(settings, calibrator=_best(changed, placement, seen, settings, errors))
+    findings.calibrator = settings.calibrator
     plan = _planned(changed, placement, seen, settings)
     if settings.least_db is not None:
-        plan = _near_enough(changed, plan, seen, dataset, settings, progress, findings)
+        plan = _near_enough(changed, plan, seen, errors, settings, progress, findings)
     if settings.pays:
         plan = _without_losers(changed, plan, dataset, settings, progress, findings)
     if findings.why is None and not plan.placement.units:
@@ -130,18 +138,35 @@ def _calibrated(
     return seen
 
 
+def _best(
+    graph: Graph,
+    placement: Placement,
+    seen: Mapping[str, Observed],
+    settings: Settings,
+    errors: Errors,
+) -> str:
+    """The calibrator that is asked for, or the one that loses the outputs least."""
+    if settings.calibrator != BEST:
+        return settings.calibrator
+
+    def loss(name: str) -> float:
+        plan = _planned(graph, placement, seen, replace(settings, calibrator=name))
+        return errors.relative(_inserted(graph, plan))
+
+    return min(_TRIED, key=loss)
+
+
 def _near_enough(
     graph: Graph,
     plan: Plan,
     seen: Mapping[str, Observed],
-    dataset: Dataset,
+    errors: Errors,
     settings: Settings,
     progress: Progress,
     findings: Findings,
 ) -> Plan:
     """A plan whose outputs are near enough: layers that ruin them go back to floats."""
     assert settings.least_db is not None, "there is a limit"
-    errors = Errors.of(graph, dataset.take(_JUDGED), settings.threads)
     wanted = budget = 10 ** (-settings.least_db / 10)
     for _ in range(_ROUNDS):
         total = errors.relative(_inserted(graph, plan))

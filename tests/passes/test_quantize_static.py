@@ -148,7 +148,7 @@ def test_integers_that_do_not_pay_are_taken_out() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("calibrator", "best"), ("samples", 0), ("seconds", 0.0), ("settled", -1.0)],
+    [("calibrator", "median"), ("samples", 0), ("seconds", 0.0), ("settled", -1.0)],
 )
 def test_wrong_options_are_named(option: str, value: object) -> None:
     with pytest.raises(RecipeError, match=option):

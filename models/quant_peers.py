@@ -1,0 +1,256 @@
+"""Measure static quantization by graphopt and by other tools, on the same calibration images.
+
+    python -m models.quant_peers MODEL.onnx --data SPEC --eval-data SPEC --preprocess P \
+        --samples 100 --to rows.jsonl [--tools graphopt-mse,ort-minmax] [--peer-python PYTHON]
+    python -m models.quant_peers --print rows.jsonl
+
+Each tool quantizes in one cold process, whose CPU seconds and peak resident memory are the
+kernel's account of it. What prepares a model is apart: the lossless recipe for graphopt,
+onnxruntime's pre-processing for the others. The result is compared with the original in ONNX
+Runtime, as its users run it: top-1, agreement, signal over error of the outputs, and the latency
+in pairs. Every row is a line of JSON; what the file already holds is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+import graphopt as go
+from graphopt import data as datasets
+from graphopt.data import Dataset
+from graphopt.ir import Graph
+from graphopt.manager.judge import input_specs
+from graphopt.runtime import BenchPlan, Session, bench
+
+__all__ = ["Row", "main", "table"]
+
+_READER = """
+import sys, numpy as np
+model, out, rows = sys.argv[1:4]
+feeds = dict(np.load(rows))
+count = len(next(iter(feeds.values())))
+batches = ({name: array[i:i + 1] for name, array in feeds.items()} for i in range(count))
+"""
+
+_ORT = (
+    _READER
+    + """
+from onnxruntime.quantization import *
+class Reader(CalibrationDataReader):
+    def get_next(self):
+        return next(batches, None)
+quantize_static(model, out, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.{method})
+"""
+)
+
+_NNCF = (
+    _READER
+    + """
+import nncf, onnx
+nncf.set_log_level(40)
+made = nncf.quantize(onnx.load(model), nncf.Dataset(list(batches)), subset_size=count)
+onnx.save(made, out)
+"""
+)
+
+_OURS = (
+    _READER
+    + """
+import graphopt as go
+from graphopt.data import Dataset
+from graphopt.manager.judge import input_specs
+from graphopt.passbase import Context
+from passes.quantize_static import QuantizeStatic
+graph = go.load(model)
+data = Dataset.from_arrays(feeds).bind(input_specs(graph))
+step = QuantizeStatic(calibrator="{calibrator}", samples=count, settled=None, pays=False)
+step.run(graph, Context(original=graph.clone(), calibration=data))
+graph.save(out)
+"""
+)
+
+PROGRAMS: Mapping[str, str] = {
+    **{f"graphopt-{c}": _OURS.replace("{calibrator}", c) for c in ("best", "minmax", "mse")},
+    **{
+        f"ort-{method.lower()}": _ORT.replace("{method}", method)
+        for method in ("MinMax", "Entropy", "Percentile")
+    },
+    "nncf": _NNCF,
+}
+"""For `python -c`, with the model, the output and the calibration rows as arguments."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tool on one model. Accuracies are fractions; CPU seconds and MB are the process's."""
+
+    model: str
+    tool: str
+    samples: int
+    top1: float | None
+    agreement: float
+    decibels: float
+    ratio: float
+    size: float
+    cpu_seconds: float
+    peak_mb: float
+    failed: str = ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    if options.print:
+        print(table([Row(**json.loads(line)) for line in options.print.read_text().splitlines()]))
+        return
+    known = options.to.read_text().splitlines() if options.to.exists() else []
+    done = {(row["model"], row["tool"], row["samples"]) for row in map(json.loads, known)}
+    graph = go.load(options.model)
+    rows, evaluated = _data(graph, options)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        np.savez(place / "rows.npz", allow_pickle=False, **next(rows.batches(options.samples)))
+        prepared = _prepared(graph, options.model, place)
+        for tool in options.tools.split(","):
+            if (options.model.stem, tool, options.samples) in done:
+                continue
+            row = _measured(graph, tool, prepared, evaluated, options, place)
+            with options.to.open("a") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
+            print(table([row]).splitlines()[-1], flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--data")
+    parser.add_argument("--eval-data", help="default: the rows of --data that do not calibrate")
+    parser.add_argument("--preprocess")
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--tools", default=",".join(PROGRAMS))
+    parser.add_argument("--peer-python", default=sys.executable, help="runs nncf")
+    parser.add_argument("--to", type=Path, default=Path("quant_peers.jsonl"))
+    parser.add_argument("--print", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def _data(graph: Graph, options: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    """The rows that calibrate, drawn once for all tools, and those that measure."""
+    specs = input_specs(graph)
+    whole = datasets.open(options.data, preprocess=options.preprocess, seed=0).bind(specs)
+    order = np.random.default_rng(0).permutation(len(whole))
+    calibrating = whole.select(order[: options.samples])
+    if options.eval_data is None:
+        return calibrating, whole.select(order[options.samples :])
+    measuring = datasets.open(options.eval_data, preprocess=options.preprocess, seed=0)
+    return calibrating, measuring.bind(specs)
+
+
+def _prepared(graph: Graph, model: Path, place: Path) -> dict[str, Path]:
+    """The model as each side's own preparation leaves it."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    ours, theirs = place / "ours.onnx", place / "theirs.onnx"
+    go.PassManager(["lossless"]).run(graph, measure=False).graph.save(ours)
+    quant_pre_process(str(model), str(theirs), skip_symbolic_shape=True)
+    return {"graphopt": ours, "ort": theirs, "nncf": theirs}
+
+
+def _measured(
+    graph: Graph,
+    tool: str,
+    prepared: Mapping[str, Path],
+    evaluated: Dataset,
+    options: argparse.Namespace,
+    place: Path,
+) -> Row:
+    out = place / f"{tool}.onnx"
+    python = options.peer_python if tool == "nncf" else sys.executable
+    source = prepared[tool.split("-")[0]]
+    cpu, peak, failed = _run([python, "-c", PROGRAMS[tool], source, out, place / "rows.npz"])
+    name = options.model.stem
+    if failed:
+        nothing = float("nan")
+        return Row(name, tool, options.samples, None, nothing, nothing, nothing, nothing, cpu, peak,
+                   failed)  # fmt: skip
+    top1, agreement, decibels = _compared(graph, out, evaluated, options.threads)
+    timing = bench(graph, out, feeds=next(evaluated.batches(1)),
+                   plan=BenchPlan(threads=options.threads))  # fmt: skip
+    assert timing.ratio is not None, "two models were timed"
+    size = out.stat().st_size / options.model.stat().st_size
+    return Row(
+        name, tool, options.samples, top1, agreement, decibels, timing.ratio, size, cpu, peak
+    )
+
+
+def _run(command: Sequence[object]) -> tuple[float, float, str]:
+    """CPU seconds and peak MB of a process, and the last line it said if it failed."""
+    child = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert child.stderr is not None, "its messages are read"
+    with child.stderr as stream:
+        said = stream.read().strip().splitlines()
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    failed = (said or ["failed"])[-1][:200] if child.returncode else ""
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, failed
+
+
+def _compared(
+    graph: Graph, path: Path, rows: Dataset, threads: int
+) -> tuple[float | None, float, float]:
+    """Top-1, agreement with the original, and decibels of signal over error of first outputs."""
+    right = agreed = 0
+    signal = error = 0.0
+    labels = rows.labels
+    with Session.open(graph, threads=threads) as a, Session.open(path, threads=threads) as b:
+        for place, feeds in zip(rows.rows(50), rows.batches(50), strict=True):
+            want, got = (session.run(feeds)[0].astype(np.float64) for session in (a, b))
+            signal += float((want**2).sum())
+            error += float(((want - got) ** 2).sum())
+            classes = [values.reshape(len(values), -1).argmax(1) for values in (want, got)]
+            agreed += int((classes[0] == classes[1]).sum())
+            if labels is not None:
+                right += int((classes[1] == labels[place]).sum())
+    count = len(rows)
+    top1 = None if labels is None else right / count
+    return top1, agreed / count, 10 * float(np.log10(signal / max(error, 1e-30)))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as Markdown."""
+    lines = [
+        "| network | tool | images | top-1 | agreement | SNR dB | size | latency | CPU s | MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *(_line(row) for row in rows)])
+
+
+def _line(row: Row) -> str:
+    if row.failed:
+        return f"| {row.model} | {row.tool} | {row.samples} | failed: {row.failed} |"
+    top1 = "-" if row.top1 is None else f"{row.top1:.2%}"
+    return (
+        f"| {row.model} | {row.tool} | {row.samples} | {top1} | {row.agreement:.2%} "
+        f"| {row.decibels:.1f} | {row.size:.3f} | {row.ratio:.2f} | {row.cpu_seconds:.1f} "
+        f"| {row.peak_mb:.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

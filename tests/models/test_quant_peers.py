@@ -1,0 +1,31 @@
+"""models/quant_peers.py: one row by graphopt and one by a peer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from models.quant_peers import main
+
+MODELS = Path(__file__).resolve().parent.parent.parent / "models"
+
+
+def test_a_row_by_us_and_one_by_a_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(MODELS / "digits_resnet.onnx", tmp_path / "net.onnx")
+    to = tmp_path / "rows.jsonl"
+    call = [str(tmp_path / "net.onnx"), "--data", "digits", "--samples", "64", "--to", str(to)]
+    main([*call, "--tools", "graphopt-minmax,ort-minmax"])
+    main([*call, "--tools", "graphopt-minmax"])  # known already
+    rows = [json.loads(line) for line in to.read_text().splitlines()]
+    assert [row["tool"] for row in rows] == ["graphopt-minmax", "ort-minmax"]
+    for row in rows:
+        assert not row["failed"]
+        assert row["agreement"] > 0.95
+        assert row["decibels"] > 20
+        assert 0.2 < row["size"] < 0.4
+    capsys.readouterr()
+    main(["--print", str(to)])
+    assert capsys.readouterr().out.count("| net | ") == 2
