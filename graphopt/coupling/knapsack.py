@@ -1,4 +1,4 @@
-"""Choose a width for every family so that enough time is saved and least importance lost."""
+"""Choose how far to go with each of many, so that enough is saved and the least is lost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 __all__ = ["Item", "choose"]
 
 Item = tuple[float, float, float]
-"""A fraction of a family that goes, the time it saves, and the importance that is lost."""
+"""What is chosen (above 0; 0 stands for nothing), what it saves, and what is lost by it."""
 
 
 def choose(items: Mapping[str, Sequence[Item]], wanted: float) -> dict[str, float]:
-    """The fraction of each family that goes: at least `wanted` is saved, as little as can be lost.
+    """At most one item of each: at least `wanted` is saved together, as little lost as can be.
 
     Savings add up. If all of them are not enough, the choice that saves most.
     """
