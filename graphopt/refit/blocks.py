@@ -94,13 +94,13 @@ class Block:
         """Half the sum of squares of what the block should give."""
         total = 0.0
         for _, aim, roots in self._batches:
-            passed = aim.clamp(min=0) if self._goal.rectified else aim
+            passed = aim if self._goal.passing is None else aim.clamp(*self._goal.passing)
             weighted = passed if roots is None else passed * roots
             total += float(weighted.double().square().sum()) / 2
         return total
 
     def value(self, matrices: Matrices) -> Value:
-        """Loss and descent with these matrices; with a ReLU behind, of what passes it."""
+        """Loss and descent with these matrices; with a ReLU or clamp behind, of what passes it."""
         tensors = self._tensors(self._module, matrices)
         for tensor in tensors.values():
             tensor.requires_grad_()
@@ -108,8 +108,10 @@ class Block:
         for read, aim, roots in self._batches:
             made, _ = functional_call(self._module, tensors, read)
             left = aim - made
-            if self._goal.rectified:
-                left = torch.where(aim > 0, left, -made.clamp(min=0))
+            if self._goal.passing is not None:
+                low, high = self._goal.passing
+                left = torch.where(aim <= low, (low - made).clamp(max=0), left)
+                left = torch.where(aim >= high, (high - made).clamp(min=0), left)
             loss = (left if roots is None else left * roots).square().sum() / 2
             loss.backward()
             total += float(loss.detach())

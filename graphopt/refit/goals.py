@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import onnx_graphsurgeon as gs
+
 from graphopt.ir import Graph
 from graphopt.refit.layers import Layer
+from graphopt.refit.solving import Passing
 
 __all__ = ["Goal", "goal_of"]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A tensor that both graphs have; what else is summed into it, and whether a ReLU reads it."""
+    """A tensor that both graphs have, and what else is summed into it.
+
+    `passing` is the range of values that get through to whatever reads it: from 0 behind a ReLU.
+    None is all.
+    """
 
     tensor: str
     shortcut: str | None
-    rectified: bool
+    passing: Passing | None
 
 
 def goal_of(graph: Graph, layer: Layer, pending: Collection[str]) -> Goal:
@@ -38,9 +46,33 @@ def goal_of(graph: Graph, layer: Layer, pending: Collection[str]) -> Goal:
             and _settled(graph, other, pending)
         ):
             name, shortcut = total, other
+    return Goal(name, shortcut, _passing(graph, name))
+
+
+def _passing(graph: Graph, name: str) -> Passing | None:
+    """What gets through a ReLU or Clip, if nothing else reads the tensor."""
     readers = graph.consumers(name)
-    relu = bool(readers) and not graph.is_output(name)
-    return Goal(name, shortcut, relu and all(node.op == "Relu" for node in readers))
+    ranges = {_clamped(graph, node) for node in readers}
+    if len(ranges) != 1 or graph.is_output(name):
+        return None
+    (found,) = ranges
+    return found
+
+
+def _clamped(graph: Graph, node: gs.Node) -> Passing | None:
+    if node.op == "Relu":
+        return 0.0, math.inf
+    if node.op != "Clip":
+        return None
+    ends = [float(node.attrs.get("min", -math.inf)), float(node.attrs.get("max", math.inf))]
+    for place, tensor in enumerate(node.inputs[1:3]):
+        if tensor.name:
+            value = graph.constant(tensor.name)
+            if value is None:
+                return None
+            ends[place] = float(value.reshape(-1)[0])
+    low, high = ends
+    return (low, high) if low < high and ends != [-math.inf, math.inf] else None
 
 
 def _alike(graph: Graph, *names: str) -> bool:

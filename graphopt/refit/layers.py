@@ -39,6 +39,7 @@ _BETWEEN = frozenset(
         "LeakyRelu",
         "MaxPool",
         "Mish",
+        "Pad",
         "PRelu",
         "Relu",
         "Selu",

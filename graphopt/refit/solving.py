@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
-__all__ = ["Moments", "Reader", "eliminate", "least_squares", "rectified"]
+__all__ = ["Chunk", "Moments", "Passing", "Reader", "eliminate", "least_squares", "rectified"]
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -149,8 +149,38 @@ class _State:
         self._inverse = (rest + rest.T) / 2
 
 
-Chunk = tuple[Floats, Floats, Floats | None]
-"""Rows, what the sum should be, and what else is summed."""
+Passing = tuple[float, float]
+"""The least and the most that get through to the next layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Rows, what their sums should be, what else is summed, and the roots of the rows' weights."""
+
+    rows: Floats
+    target: Floats
+    beside: Floats | None = None
+    roots: Floats | None = None
+
+    def weighted(self) -> tuple[Floats, Floats]:
+        """Rows, and what they should give, times the roots."""
+        wanted = self.target if self.beside is None else self.target - self.beside
+        if self.roots is None:
+            return self.rows, wanted
+        return self.rows * self.roots, wanted * self.roots
+
+    def residual(self, matrix: Floats, passing: Passing) -> Floats:
+        """What is missing of what gets through, times the weights."""
+        made = self.rows @ matrix
+        if self.beside is not None:
+            made += self.beside
+        low, high = passing
+        left: Floats = np.where(
+            self.target <= low,
+            np.minimum(low - made, 0),
+            np.where(self.target >= high, np.maximum(high - made, 0), self.target - made),
+        )
+        return left if self.roots is None else left * self.roots**2
 
 
 def rectified(
@@ -159,8 +189,9 @@ def rectified(
     start: Doubles,
     damping: float,
     rounds: int,
+    passing: Passing = (0.0, np.inf),
 ) -> Doubles:
-    """Fit relu(rows W + shortcut) to relu(target), starting from a plain fit.
+    """Fit what gets through a ReLU, or a clamp, of rows W + shortcut, starting from a plain fit.
 
     Each round minimises a quadratic above the error that touches it where W is (where the target
     is off, only what sticks out counts): one factorisation serves all, with momentum.
@@ -172,12 +203,8 @@ def rectified(
         ahead = matrix + number / (number + 3) * (matrix - last)
         step = -ridge * (ahead - start)
         single = ahead.astype(np.float32)
-        for rows, target, shortcut in chunks():
-            made = rows @ single
-            if shortcut is not None:
-                made += shortcut
-            residual = np.where(target > 0, target - made, -np.maximum(made, 0))
-            step += rows.transpose(0, 2, 1) @ residual
+        for chunk in chunks():
+            step += chunk.rows.transpose(0, 2, 1) @ chunk.residual(single, passing)
         moved = [cho_solve(f, part) for f, part in zip(factors, step, strict=True)]
         last, matrix = matrix, ahead + np.array(moved)
     return matrix

@@ -15,7 +15,7 @@ from graphopt.refit.frontier import BATCH, Frontier
 from graphopt.refit.goals import Goal, goal_of
 from graphopt.refit.layers import Doubles, Floats, Layer, check_weights, find_layer, layer_before
 from graphopt.refit.picking import Choice, pick
-from graphopt.refit.solving import Moments, least_squares, rectified
+from graphopt.refit.solving import Chunk, Moments, least_squares, rectified
 from graphopt.refit.tracing import Traces, merged_traces
 
 __all__ = ["Fit", "Settings", "changed_layers", "refit"]
@@ -32,7 +32,7 @@ WIDEST = 12_000
 
 @dataclass(frozen=True)
 class Settings:
-    """How layers are fitted. `rounds` refine those that a ReLU reads; 0: least squares only.
+    """How layers are fitted. `rounds` refine those that a ReLU or clamp reads; 0: none.
 
     `joint` rounds refine layers together with the ones before them, in place of `rounds`. With
     `gradients` above 0, places count by that power of the outputs' squared gradient there.
@@ -89,19 +89,18 @@ class _Task:
                 target = np.take(target, indices, axis=axis)
             yield made, target, None if self.weights is None else np.sqrt(self.weights[rows])
 
-    def chunks(self) -> Iterator[tuple[Floats, Floats, Floats | None]]:
-        """Rows, targets and shortcuts at the same places, times the roots of their weights."""
+    def chunks(self) -> Iterator[Chunk]:
+        """Rows, targets and shortcuts at the same places, batch by batch."""
         layer, rng = self.layer, np.random.default_rng(self.seed)
         for made, target, roots in self.batches(layer.data):
             places = layer.places(made[layer.data], self.count, rng)
             beside = made[self.goal.shortcut] if self.goal.shortcut else None
-            rows, results = layer.rows(made[layer.data], places), layer.results(target, places)
-            added = None if beside is None else layer.results(beside, places)
-            if roots is not None:
-                scale = roots[:, places].reshape(1, -1, 1)
-                rows, results = rows * scale, results * scale
-                added = None if added is None else added * scale
-            yield rows, results, added
+            yield Chunk(
+                layer.rows(made[layer.data], places),
+                layer.results(target, places),
+                None if beside is None else layer.results(beside, places),
+                None if roots is None else roots[:, places].reshape(1, -1, 1),
+            )
 
 
 def changed_layers(graph: Graph, changed: Collection[str]) -> list[Layer]:
@@ -214,8 +213,8 @@ def _solve(task: _Task, settings: Settings, fit: Fit) -> _Task | None:
         fit.left_alone[layer.output] = f"{columns} weights per output are too many to solve for"
         return None
     moments = Moments.empty(groups, columns, outputs, bias=layer.has_bias)
-    for rows, target, shortcut in task.chunks():
-        moments.add(rows, target if shortcut is None else target - shortcut)
+    for chunk in task.chunks():
+        moments.add(*chunk.weighted())
     if moments.rows < columns:
         needed = -(-len(task.cut.dataset) * columns // max(moments.rows, 1))
         fit.needed = max(fit.needed, needed)
@@ -284,8 +283,11 @@ def _solution(task: _Task, moments: Moments, old: Doubles, settings: Settings) -
     try:
         matrix = least_squares(moments, settings.damping, old)
         alone = not settings.joint or layer_before(task.cut.graph, task.layer) is None
-        if task.goal.rectified and settings.rounds and alone:
-            matrix = rectified(moments, task.chunks, matrix, settings.damping, settings.rounds)
+        passing = task.goal.passing
+        if passing is not None and settings.rounds and alone:
+            matrix = rectified(
+                moments, task.chunks, matrix, settings.damping, settings.rounds, passing
+            )
     except np.linalg.LinAlgError:
         return None
     return matrix if np.isfinite(matrix).all() else None

@@ -32,6 +32,14 @@ CASES = {
         p = GlobalAveragePool(r)
         f = Flatten(p)
         y = Gemm<transB=1, alpha=0.5, beta=2.0>(f, v, c) }""",
+    "clamped": """(float[N,3,6,6] x) => (float[N,4,3,3] y)
+        <float[5,3,1,1] w, float[5] b, float[4,5,3,3] v, float[4] c,
+         float low = {0}, float high = {1}, int64[8] pads = {0,0,0,0,0,0,1,1}> {
+        a = Conv(x, w, b)
+        r = Clip(a, low, high)
+        p = Pad(r, pads)
+        s = Conv<strides=[2,2]>(p, v, c)
+        y = Clip(s, low, high) }""",
     "linear": """(float[N,6] x) => (float[N,5] y)
         <float[6,4] w, float[4] b, float[4,5] v, float[5] c> {
         a = Gemm(x, w, b)
@@ -49,9 +57,13 @@ CASES = {
 def case(name: str) -> Graph:
     domains = '<ir_version: 8, opset_import: ["" : 20]>'
     graph = Graph.load(parse(f"{domains} case {CASES[name]}"))
-    for key, array in graph.constants().items():
+    for key, array in weights(graph).items():
         graph.set_constant(key, 0.5 * array.astype(np.float32))
     return graph
+
+
+def weights(graph: Graph) -> dict[str, Array]:
+    return {name: array for name, array in graph.constants().items() if name in "wbvc"}
 
 
 def inputs(graph: Graph, count: int = 40, *, seed: int = 3) -> Array:
@@ -79,7 +91,7 @@ def block_of(graph: Graph, original: Graph, x: Array, *, weighted: bool = False)
 def disturbed(graph: Graph, *, seed: int = 1, size: float = 0.2) -> Graph:
     """The same graph with noise on its weights."""
     noisy, rng = graph.clone(), np.random.default_rng(seed)
-    for key, array in noisy.constants().items():
+    for key, array in weights(noisy).items():
         noise = size * rng.standard_normal(array.shape)
         noisy.set_constant(key, np.add(array, noise, dtype=np.float32, casting="same_kind"))
     return noisy

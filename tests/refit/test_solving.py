@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from graphopt.refit.solving import Moments, Reader, eliminate, least_squares, rectified
+from graphopt.refit.solving import Chunk, Moments, Reader, eliminate, least_squares, rectified
 
 DAMPING = 1e-4
 
@@ -80,16 +81,32 @@ def test_elimination_in_a_given_order_costs_what_it_does() -> None:
     assert dearer[0] > costs[0]
 
 
-def test_rectified_fit_is_better_behind_the_relu() -> None:
+@pytest.mark.parametrize("passing", [(0.0, np.inf), (-0.5, 1.0), (-np.inf, 0.0)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rectified_fit_is_better_behind_the_clamp(
+    passing: tuple[float, float], *, weighted: bool
+) -> None:
     rows, targets = drawn(8, 4)
     few = np.ascontiguousarray(rows[:, :, [0, 1, 2, 3, 8]])
     shortcut = np.multiply(targets, 0.1, dtype=np.float32)
-    moments = moments_of(few, targets - shortcut)
+    roots = np.random.default_rng(2).random((1, rows.shape[1], 1), np.float32) + 0.1
+    chunk = Chunk(few, targets, shortcut, roots if weighted else None)
+    moments = moments_of(*chunk.weighted())
     plain = least_squares(moments, DAMPING)
 
     def error(matrix: np.ndarray) -> float:
-        made = np.maximum(few @ matrix + shortcut, 0)
-        return float(np.square(made - np.maximum(targets, 0)).sum())
+        left = np.clip(few @ matrix + shortcut, *passing) - np.clip(targets, *passing)
+        return float(np.square(left * roots if weighted else left).sum())
 
-    fitted = rectified(moments, lambda: [(few, targets, shortcut)], plain, DAMPING, 20)
+    fitted = rectified(moments, lambda: [chunk], plain, DAMPING, 20, passing)
     assert error(fitted) < 0.95 * error(plain)
+
+
+def test_what_is_off_on_both_sides_is_right() -> None:
+    """Nothing is left to do where the clamp hides the difference."""
+    rows, targets = drawn(3, 2)
+    matrix = np.zeros((1, 4, 2), np.float32)
+    chunk = Chunk(rows, np.full_like(targets, 7.0), np.full_like(targets, 9.0))
+    assert not chunk.residual(matrix, (0.0, 6.0)).any()
+    chunk = Chunk(rows, np.full_like(targets, -7.0), np.full_like(targets, -1.0))
+    assert not chunk.residual(matrix, (0.0, 6.0)).any()
