@@ -20,13 +20,13 @@ class Refit(Pass):
     Layer by layer from the front: the inputs come from the cut network with all layers before
     solved, the targets are the original's outputs of the layer. Where a shortcut is added, the
     layer makes up for its error too. Weights and bias of Conv (grouped and depthwise too), Gemm
-    and MatMul come from least squares over `samples` calibration inputs, without labels or
-    gradients, drawn to the old weights by a ridge of `damping` times the mean square input.
-    Where a ReLU or a clamp follows, `rounds` refinements fit what passes it. With `joint`, a layer that alone
-    reads another one through activations or pools is refined together with it, in so many rounds
-    of alternating least squares, none of which makes the error larger. With `gradients`, up to 1,
-    places count by that power of the outputs' squared gradient there. The network must be as
-    remove-channels has left it.
+    and MatMul come from least squares over `samples` calibration inputs, without labels, drawn to
+    the old weights by a ridge of `damping` times the mean square input. Where a ReLU or a clamp
+    follows, `rounds` refinements fit what passes it. With `joint`, a layer that alone reads another
+    one through activations or pools is refined together with it, in so many rounds of alternating
+    least squares, none of which makes the error larger. With `gradients`, up to 1, places count by
+    that power of the outputs' squared gradient there. The network must be as remove-channels has
+    left it.
     """
 
     name: ClassVar[str] = "refit"
