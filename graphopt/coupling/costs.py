@@ -37,9 +37,12 @@ _CONTRACTED: Mapping[str, tuple[int, int]] = {
     "MatMulInteger": (0, -1),
     "QLinearConv": (3, 1),
     "QLinearMatMul": (0, -1),
+    "com.microsoft:DynamicQuantizeMatMul": (0, -1),
     "com.microsoft:FusedConv": (1, 1),
     "com.microsoft:FusedGemm": (0, -1),
     "com.microsoft:FusedMatMul": (0, -1),
+    "com.microsoft:MatMulIntegerToFloat": (0, -1),
+    "com.microsoft:TransposeMatMul": (0, -1),
 }
 """The input and its axis that a node sums over; Gemm and its like may have it transposed."""
 

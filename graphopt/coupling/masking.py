@@ -7,7 +7,7 @@ the kept ones only. Everything else is left as it is, so the two graphs differ i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -53,7 +53,7 @@ def _zeroed(graph: Graph, view: Shrunk, index: int, places: list[int]) -> Edit |
     if not places:
         return None
     node, source = view.node, view.node.inputs[index].name
-    dtype = graph.dtype(source)
+    dtype = graph.dtype(source) or _others_dtype(graph, node)
     if dtype is None or dtype.kind != "f":
         raise EditError(f"mask: the input of {node.op} {node.name!r} is not of a floating type")
     factor = np.ones((1,) * len(axes), dtype)
@@ -63,6 +63,12 @@ def _zeroed(graph: Graph, view: Shrunk, index: int, places: list[int]) -> Edit |
     name = graph.fresh(f"{source}_masked")
     product = NewNode("Mul", (source, factor), (name,))
     return Edit(remove=(node,), add=(product, _reading(node, {index: name})))
+
+
+def _others_dtype(graph: Graph, node: gs.Node) -> np.dtype[np.generic] | None:
+    """The type of another input, where operators of other domains leave one unknown."""
+    found = (graph.dtype(tensor.name) for tensor in node.inputs if tensor.name)
+    return next((dtype for dtype in found if dtype is not None), None)
 
 
 def _reading(node: gs.Node, names: Mapping[int, str]) -> NewNode:
@@ -82,6 +88,16 @@ def summed(index: int, place: int) -> _Mask:
 
 def general(graph: Graph, view: Shrunk) -> Edit | None:
     return _zeroed(graph, view, 0, [0 if view.node.attrs.get("transA") else 1])
+
+
+def fused(graph: Graph, view: Shrunk) -> Edit | None:
+    return _zeroed(graph, view, 0, [-2 if view.node.attrs.get("transA") else -1])
+
+
+def requantized(graph: Graph, view: Shrunk) -> Edit | None:
+    """A scale over everything is that of the kept channels, as it takes in zero anyway."""
+    places = [place for place, axis in enumerate(view.axes(0)) if view.cut(axis)]
+    return _zeroed(graph, view, 0, places)
 
 
 def einsum(graph: Graph, view: Shrunk) -> Edit | None:
@@ -160,7 +176,7 @@ def _picked(
     return made
 
 
-def normalised(first: Callable[[gs.Node, int], range]) -> _Mask:
+def normalised(first: Callable[[gs.Node, int], Sequence[int]]) -> _Mask:
     """A row for an operator that normalises over some axes, given its node and rank.
 
     The kept channels are picked, normalised, and put back in their places among zeros.
@@ -180,16 +196,22 @@ def normalised(first: Callable[[gs.Node, int], range]) -> _Mask:
                 if at is not None:
                     source = names.get(index, tensor.name)
                     names[index] = _picked(graph, add, source, view.mask(data[place]), at)
-        result = view.node.outputs[0].name
-        inner = graph.fresh(f"{result}_kept")
         core = _reading(view.node, names)
-        outputs = (inner, *core.outputs[1:])
-        add.append(NewNode(core.op, core.inputs, outputs, core.attrs, core.domain, core.name))
-        for number, place in enumerate(places):
-            last = number == len(places) - 1
-            target = result if last else graph.fresh(f"{result}_restored")
-            _restored(graph, add, inner, target, view.mask(data[place]), place)
-            inner = target
+        wide = {0, len(core.outputs) - 1 if len(core.outputs) > 3 else 0}  # a skip's sum is last
+        outputs = [
+            graph.fresh(f"{name}_kept") if index in wide and name else name
+            for index, name in enumerate(core.outputs)
+        ]
+        add.append(
+            NewNode(core.op, core.inputs, tuple(outputs), core.attrs, core.domain, core.name)
+        )
+        for index in sorted(wide):
+            result, inner = view.node.outputs[index].name, outputs[index]
+            for number, place in enumerate(places if result else ()):
+                last = number == len(places) - 1
+                target = result if last else graph.fresh(f"{result}_restored")
+                _restored(graph, add, inner, target, view.mask(data[place]), place)
+                inner = target
         return Edit(remove=(view.node,), add=tuple(add))
 
     return row
@@ -246,6 +268,10 @@ def _one_axis(node: gs.Node, rank: int) -> range:
     return range(axis, axis + 1)
 
 
+def _listed(node: gs.Node, rank: int) -> list[int]:
+    return [int(axis) % rank for axis in node.attrs.get("axes", (0, 2, 3))]
+
+
 def _channels(node: gs.Node, rank: int) -> range:
     return range(1, 2)
 
@@ -260,6 +286,7 @@ MASKS: Mapping[str, _Mask] = {
     "Conv": summed(0, 1),
     "ConvInteger": integer(0, 1, 3, 1),
     "ConvTranspose": summed(0, 1),
+    "DynamicQuantizeLinear": requantized,
     "Einsum": einsum,
     "GRU": recurrent,
     "Gemm": general,
@@ -270,13 +297,21 @@ MASKS: Mapping[str, _Mask] = {
     "LpNormalization": normalised(_one_axis),
     "MatMul": summed(0, -1),
     "MatMulInteger": integer(0, 1, 3, -2),
+    "MeanVarianceNormalization": normalised(_listed),
     "QLinearConv": integer(0, 3, 5, 1),
     "QLinearMatMul": integer(0, 3, 5, -2),
     "RMSNormalization": normalised(_from_axis),
     "RNN": recurrent,
     "SimplifiedLayerNormalization": normalised(_from_axis),
+    "com.microsoft:Attention": summed(0, 2),
+    "com.microsoft:DynamicQuantizeMatMul": summed(0, -1),
     "com.microsoft:FusedConv": summed(0, 1),
     "com.microsoft:FusedGemm": general,
-    "com.microsoft:FusedMatMul": summed(0, -1),
+    "com.microsoft:FusedMatMul": fused,
+    "com.microsoft:MatMulIntegerToFloat": integer(0, 1, 5, -2),
+    "com.microsoft:SimplifiedLayerNormalization": normalised(_from_axis),
+    "com.microsoft:SkipLayerNormalization": normalised(_from_axis),
+    "com.microsoft:SkipSimplifiedLayerNormalization": normalised(_from_axis),
+    "com.microsoft:TransposeMatMul": fused,
 }
 """Operators that read several indices of an axis at once; the others work index by index."""

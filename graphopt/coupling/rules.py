@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 from graphopt.cost import operator
 from graphopt.coupling.axes import Axes, Fixed, Unfit
 from graphopt.coupling.convolutions import CONVOLUTIONS
+from graphopt.coupling.indexing import INDEXING
 from graphopt.coupling.layout import LAYOUT
 from graphopt.coupling.normalisations import NORMALISATIONS
 from graphopt.coupling.pointwise import POINTWISE
@@ -22,6 +23,7 @@ __all__ = ["RULES", "wire"]
 
 RULES: Rules = {
     **CONVOLUTIONS,
+    **INDEXING,
     **LAYOUT,
     **NORMALISATIONS,
     **POINTWISE,

@@ -387,3 +387,117 @@ def test_states_of_zeros_are_left_out() -> None:
         graph.verify()
         assert_same_outputs(model, graph)
         assert [family.size for family in couple(graph).families] == sizes
+
+
+INDEXED = {
+    "looked up by pairs": (
+        """(float[N,5] x) => (float[N,3] y) <float[4,2,6] table, float[6,3] v> {
+            pairs = Constant<value = int64[1,2] {3, 1}>()
+            e = GatherND(table, pairs)
+            a = Add(e, e)
+            y = MatMul(a, v)
+        }""",
+        [6],
+    ),
+    "written into rows": (
+        """(float[2,3] x) => (float[2,3] y) <float[3,6] w, float[1,6] u, float[6,3] v> {
+            a = MatMul(x, w)
+            row = Constant<value = int64[1,1] {1}>()
+            s = ScatterND(a, row, u)
+            y = MatMul(s, v)
+        }""",
+        [6],
+    ),
+    "counted": (
+        """(float[2,3] x) => (float[2,3] y) <float[3,6] w, float[6,3] v> {
+            a = MatMul(x, w)
+            n = Size(a)
+            f = Cast<to=1>(n)
+            s = Mul(a, f)
+            y = MatMul(s, v)
+        }""",
+        [6],  # known before the model runs, and a constant by then
+    ),
+    "counted with an open size": (
+        """(float[N,3] x) => (float[N,3] y) <float[3,6] w, float[6,3] v> {
+            a = MatMul(x, w)
+            n = Size(a)
+            f = Cast<to=1>(n)
+            s = Mul(a, f)
+            y = MatMul(s, v)
+        }""",
+        [],
+    ),
+    "filled to an open size": (
+        """(float[N,3] x) => (float[N,3] y) <float[3,6] w, float[6,3] v> {
+            a = MatMul(x, w)
+            n = Shape(a)
+            z = ConstantOfShape(n)
+            s = Add(a, z)
+            y = MatMul(s, v)
+        }""",
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "sizes"), INDEXED.values(), ids=INDEXED)
+def test_rows_of_indices(text: str, sizes: list[int]) -> None:
+    _, coupling = cut_half(parse(f"row {text}"), 3)
+    assert sorted(f.size for f in coupling.families) == sizes
+
+
+MICROSOFT = {
+    "transposed products": (
+        """(float[N,5,8] x) => (float[N,6,3] y) <float[8,6] w, float[5,3] v, float[6,6] u> {
+            a = MatMul(x, w)
+            b = com.microsoft.TransposeMatMul<transB=1>(a, u)
+            y = com.microsoft.FusedMatMul<transA=1>(b, v)
+        }""",
+        [6],
+    ),
+    "an activation quantized as it comes": (
+        """(float[N,8] x) => (float[N,3] y) <float[8,6] w, int8[6,3] qvar, float[1] s> {
+            a = MatMul(x, w)
+            y = com.microsoft.DynamicQuantizeMatMul(a, qvar, s)
+        }""",
+        [6],
+    ),
+    "integers between": (
+        """(float[N,8] x) => (float[N,3] y) <float[8,6] w, int8[6,3] qvar> {
+            a = MatMul(x, w)
+            i, s, z = DynamicQuantizeLinear(a)
+            m = MatMulInteger(i, qvar, z)
+            f = Cast<to=1>(m)
+            y = Mul(f, s)
+        }""",
+        [6],
+    ),
+    "a sum that is normalised and kept": (
+        """(float[N,5,8] x) => (float[N,5,3] y)
+        <float[8,6] w, float[8,6] w2, float[6] g, float[6] b, float[6,3] v> {
+            a = MatMul(x, w)
+            c = MatMul(x, w2)
+            n, m, i, s = com.microsoft.SkipLayerNormalization(a, c, g, b)
+            t = Add(n, s)
+            y = MatMul(t, v)
+        }""",
+        [6],
+    ),
+    "attention with a joint projection": (
+        """(float[2,5,8] x) => (float[2,5,3] y)
+        <float[8,6] e, float[6,36] w, float[36] b, float[12,3] v> {
+            a = MatMul(x, e)
+            t = com.microsoft.Attention<num_heads=3>(a, w, b)
+            y = MatMul(t, v)
+        }""",
+        [3, 6],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "sizes"), MICROSOFT.values(), ids=MICROSOFT)
+def test_rows_of_fused_operators(text: str, sizes: list[int]) -> None:
+    header = '<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]> row '
+    _, coupling = cut_half(parse(header + text), 3)
+    assert sorted(f.size for f in coupling.families) == sizes
