@@ -63,5 +63,6 @@ CATALOG: Mapping[str, str] = {
     "soft-prune": "passes.soft_prune:SoftPrune",
     "store-codebooks": "passes.store_codebooks:StoreCodebooks",
     "to-float16": "passes.to_float16:ToFloat16",
+    "train-quantized": "passes.train_quantized:TrainQuantized",
 }
 """Pass name -> "module:Class"; listing passes imports none of them."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from graphopt.train.rounding import Descent, RoundingTask, learn_rounding
     from graphopt.train.slimming import ScalePull, scales_of
     from graphopt.train.softening import SoftZeros, filters_of
+    from graphopt.train.steps import StepSizes
 
 __all__ = [
     "AUGMENTATIONS",
@@ -46,6 +47,7 @@ __all__ = [
     "ScalePull",
     "SoftZeros",
     "SquaredError",
+    "StepSizes",
     "Surgery",
     "Training",
     "distill",
@@ -71,6 +73,7 @@ _HOMES = {
     "ScalePull": "slimming",
     "SoftZeros": "softening",
     "RoundingTask": "rounding",
+    "StepSizes": "steps",
     "SquaredError": "objectives",
     "Surgery": "pruning",
     "Training": "hooks",

@@ -1,0 +1,200 @@
+"""Open the stored weights of a graph for training, and store them again.
+
+While open, a weight is a float that goes through QuantizeLinear and DequantizeLinear, and biases
+are floats: the torch view makes the pair a fake quantization that passes gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.quantize.grid import BIAS, INT4, INT8, UINT4, UINT8, Format, Grid
+from graphopt.quantize.scales import fit_grid
+from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers
+from graphopt.rewrite.matching import is_op
+
+__all__ = ["Opened", "close_weights", "gains_of", "narrow_activations", "open_weights"]
+
+_WEIGHTS: Mapping[int, Format] = {4: replace(INT4, low=-8), 8: INT8}
+_ACTIVATIONS: Mapping[int, Format] = {4: UINT4, 8: UINT8}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One layer's open weight: its output, the float constant, the scale's and the zero's name."""
+
+    output: str
+    weight: str
+    scale: str
+    zero: str
+    format: Format
+    axis: int
+    bias: str | None
+    """The float bias that was stored before."""
+
+
+def open_weights(graph: Graph, bits: int) -> tuple[Opened, ...]:
+    """Make the weights of all stored layers floats on a grid of so many bits.
+
+    The first and the last layer keep 8, as is usual: little is gained there and much lost.
+    """
+    layers = find_stored_layers(graph)
+    ends = {layers[0].layer.output, layers[-1].layer.output} if layers else set()
+    return tuple(
+        _open(graph, layer, _WEIGHTS[8 if layer.layer.output in ends else bits]) for layer in layers
+    )
+
+
+def _open(graph: Graph, layer: StoredLayer, form: Format) -> Opened:
+    read, stored = layer.layer, layer.weight
+    values = stored.values(graph)
+    channels = 0 if read.node.op == "Conv" or read.node.attrs.get("transB") else 1
+    grid = stored.grid
+    if form.dtype != grid.format.dtype or grid.axis is None:
+        grid = fit_grid(values, form, channels)
+    axis = channels if grid.axis is None else grid.axis
+    weight, scale, zero, codes = (
+        graph.fresh(f"{read.weight}_{part}") for part in ("float", "step", "origin", "steps")
+    )
+    constants: dict[str, Array] = {weight: values, scale: grid.scale, zero: grid.zero}
+    ends = (scale, zero)
+    nodes = [
+        NewNode("QuantizeLinear", (weight, *ends), (codes,), {"axis": axis}),
+        NewNode("DequantizeLinear", (codes, *ends), (read.weight,), {"axis": axis}),
+    ]
+    removed, bias = [stored.reader], None
+    if layer.bias is not None:
+        bias = graph.fresh(f"{read.bias}_float")
+        constants[bias] = layer.bias.values(graph).reshape(-1)
+        removed += [layer.bias.reader, read.node]
+        nodes.append(_again(read.node, {2: bias}))
+    graph.apply(Edit(remove=tuple(removed), add=tuple(nodes), constants=constants))
+    return Opened(read.output, weight, scale, zero, form, axis, bias)
+
+
+def _again(node: gs.Node, inputs: Mapping[int, str]) -> NewNode:
+    names = tuple(inputs.get(i, str(tensor.name)) for i, tensor in enumerate(node.inputs))
+    outputs = tuple(str(tensor.name) for tensor in node.outputs)
+    return NewNode(node.op, names, outputs, dict(node.attrs), node.domain or "", node.name)
+
+
+def close_weights(graph: Graph, opened: tuple[Opened, ...]) -> None:
+    """Store what training has made of open weights and biases."""
+    for entry in opened:
+        values, scale, zero = (
+            graph.constants()[n] for n in (entry.weight, entry.scale, entry.zero)
+        )
+        grid = Grid(np.asarray(scale, np.float32), zero, entry.format, entry.axis)
+        rounder = graph.consumers(entry.weight)[0]
+        reader = graph.consumers(rounder.outputs[0].name)[0]
+        codes = graph.fresh(f"{entry.weight.removesuffix('_float')}_q")
+        read = NewNode(
+            "DequantizeLinear", (codes, entry.scale, entry.zero), (str(reader.outputs[0].name),),
+            {"axis": entry.axis}, name=reader.name,
+        )  # fmt: skip
+        constants = {codes: grid.quantize(values)}
+        graph.apply(Edit(remove=(rounder, reader), add=(read,), constants=constants))
+        if entry.bias is not None:
+            _close_bias(graph, entry, grid)
+    graph.reshape_notice()
+    graph.prune()
+
+
+def _close_bias(graph: Graph, entry: Opened, grid: Grid) -> None:
+    """The step of a bias is that of the products it is added to."""
+    node = graph.producer(entry.output)
+    assert node is not None, "a layer computes its output"
+    step = _step_of(graph, str(node.inputs[0].name))
+    bias = graph.constant(str(entry.bias))
+    if step is None or bias is None:
+        return
+    steps = np.broadcast_to(grid.scale * np.float32(step), bias.shape)
+    zeros = np.zeros(bias.shape, BIAS.dtype)
+    stored = Grid(np.ascontiguousarray(steps), zeros, BIAS, 0)
+    stem = str(entry.bias).removesuffix("_float")
+    codes, scale, back = (graph.fresh(f"{stem}_{part}") for part in ("q", "scale", "dq"))
+    read = NewNode("DequantizeLinear", (codes, scale), (back,), {"axis": 0})
+    constants: dict[str, Array] = {codes: stored.quantize(bias), scale: stored.scale}
+    graph.apply(Edit(remove=(node,), add=(read, _again(node, {2: back})), constants=constants))
+
+
+def _step_of(graph: Graph, name: str) -> float | None:
+    """The scale of a tensor that is read from a grid."""
+    reader = graph.producer(name)
+    if reader is None or not is_op(reader, "DequantizeLinear"):
+        return None
+    scale = graph.constant(reader.inputs[1].name)
+    return None if scale is None or scale.size != 1 else float(np.asarray(scale).reshape(()))
+
+
+def narrow_activations(graph: Graph, bits: int, peaks: Mapping[str, Array]) -> list[str]:
+    """Give activations grids of fewer bits; return the scales that changed.
+
+    `peaks` has values of each tensor that is quantized. What the first layer reads, and what the
+    last reads and gives, keeps its grid.
+    """
+    form = _ACTIVATIONS[bits]
+    kept = _kept(graph)
+    changed = []
+    for scale, (zero, tensors) in _grids(graph).items():
+        if scale in kept or not any(name in peaks for name in tensors):
+            continue
+        values = np.concatenate([peaks[name].reshape(-1) for name in tensors if name in peaks])
+        grid = fit_grid(values[np.newaxis], form, 0, centred=False)
+        graph.set_constant(scale, np.asarray(grid.scale.reshape(()), np.float32))
+        graph.set_constant(zero, grid.zero.reshape(()))
+        changed.append(scale)
+    graph.reshape_notice()
+    return changed
+
+
+def _grids(graph: Graph) -> dict[str, tuple[str, list[str]]]:
+    """For each scale of activations its zero point, and the tensors that are put on that grid."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for node in graph.nodes:
+        if not is_op(node, "QuantizeLinear") or graph.constant(node.inputs[0].name) is not None:
+            continue
+        scale, zero = (str(tensor.name) for tensor in node.inputs[1:3])
+        array = graph.constant(scale)
+        if array is not None and array.size == 1:
+            found.setdefault(scale, (zero, []))[1].append(str(node.inputs[0].name))
+    return found
+
+
+def _kept(graph: Graph) -> set[str]:
+    """Scales of what the first layer reads, and of what the last reads and gives."""
+    layers = [n for n in graph.nodes if is_op(n, "Conv", "Gemm", "MatMul")]
+    if not layers:
+        return set()
+    names = [str(node.inputs[0].name) for node in (layers[0], layers[-1])]
+    readers = [graph.producer(name) for name in names]
+    readers += [
+        node
+        for node in graph.consumers(layers[-1].outputs[0].name)
+        if is_op(node, "QuantizeLinear")
+    ]
+    return {
+        str(node.inputs[1].name) for node in readers if node is not None and len(node.inputs) > 1
+    }
+
+
+def gains_of(graph: Graph, opened: tuple[Opened, ...]) -> dict[str, float]:
+    """For each scale that is to be learned the factor of its gradient; see StepSizes."""
+    gains = {}
+    for entry in opened:
+        array = graph.constants()[entry.weight]
+        share = array.size / array.shape[entry.axis]
+        gains[entry.scale] = 1 / math.sqrt(share * entry.format.high)
+    for scale, (zero, tensors) in _grids(graph).items():
+        shape = graph.shape(tensors[0]) or ()
+        share = math.prod(size for size in shape[1:] if isinstance(size, int))
+        origin = graph.constant(zero)
+        high = 15 if origin is not None and "4" in origin.dtype.name else 255
+        gains[scale] = 1 / math.sqrt(max(share, 1) * high)
+    return gains

@@ -1,0 +1,103 @@
+"""Train a quantized network to do what the original does, with the steps of its grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from graphopt import train
+from graphopt.errors import ModelError, RecipeError
+from graphopt.ir import Array, Graph
+from graphopt.passbase import Context, Need, Pass, Promise
+from graphopt.quantize.opening import (
+    close_weights,
+    gains_of,
+    narrow_activations,
+    open_weights,
+)
+from graphopt.quantize.upgrading import require_opset
+from graphopt.runtime import observe
+from graphopt.train import Lesson, Plan
+
+__all__ = ["TrainQuantized"]
+
+_INT4_OPSET = 21
+_WATCHED = 64
+"""Inputs that show the range of activations which get fewer bits."""
+
+
+@dataclass(frozen=True)
+class TrainQuantized(Plan, Lesson, Pass):
+    """Train a quantized network to do what the original does, with the steps of its grids.
+
+    For what `quantize-static` has made: weights become floats that are rounded in every step,
+    with gradients passed through; the steps of weights and activations are learned too (Esser et
+    al. 2020). `weight_bits` and `activation_bits` are 8 or 4; the first and the last layer keep 8.
+    Then weights and biases are stored again. ONNX Runtime computes on 8 bits: 4 bits make the
+    file smaller, or are for other targets.
+
+    How it is trained is said as for `distill`; no labels are needed.
+    """
+
+    name: ClassVar[str] = "train-quantized"
+    promise: ClassVar[Promise] = Promise.LOSSY
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TRAINING})
+    weight_bits: Literal[4, 8] = 8
+    activation_bits: Literal[4, 8] = 8
+    rate: float = 0.005
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        Plan.__post_init__(self)
+        Lesson.__post_init__(self)
+        for key, bits in (
+            ("weight_bits", self.weight_bits),
+            ("activation_bits", self.activation_bits),
+        ):
+            if bits not in (4, 8):
+                raise RecipeError(f"{self.name}: {key} is 4 or 8, got {bits}")
+
+    def run(self, graph: Graph, context: Context) -> None:
+        if context.calibration is None:
+            raise RecipeError(f"{self.name}: needs inputs to train on; give --data, unlabeled")
+        if 4 in (self.weight_bits, self.activation_bits):
+            require_opset(graph, _INT4_OPSET, "4-bit integers")
+        work = graph.clone()
+        opened = open_weights(work, self.weight_bits)
+        if not opened:
+            raise ModelError(
+                f"{self.name}: no layer has a stored weight; quantize-static comes before"
+            )
+        if self.activation_bits < 8:
+            narrow_activations(work, self.activation_bits, self._values(work, context))
+        history = train.distill(
+            work,
+            context.original,
+            context.calibration,
+            self,
+            self,
+            resources=context.resources(),
+            hooks=(train.StepSizes(gains_of(work, opened)),),
+        )
+        close_weights(work, opened)
+        graph.adopt(work)
+        context.notes.update(history.as_notes())
+        if history.stopped is not None:
+            context.notes["unmet"] = [history.stopped]
+
+    def _values(self, graph: Graph, context: Context) -> dict[str, Array]:
+        """Values of all that is put on grids, for some inputs."""
+        assert context.calibration is not None, "there are inputs to train on"
+        names = [
+            str(node.inputs[0].name)
+            for node in graph.nodes
+            if node.op == "QuantizeLinear" and graph.constant(node.inputs[0].name) is None
+        ]
+        dataset = context.calibration.take(_WATCHED)
+        found: dict[str, list[Array]] = {name: [] for name in names}
+        for made in observe(graph, names, dataset, batch_size=_WATCHED, threads=context.threads):
+            for name, value in made.items():
+                found[name].append(value)
+        return {name: np.concatenate(values) for name, values in found.items()}

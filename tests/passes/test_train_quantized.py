@@ -1,0 +1,137 @@
+"""train-quantized: opening and closing changes nothing, training brings back what bits took."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.data import Dataset
+from graphopt.errors import ModelError, RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context
+from graphopt.quantize.opening import close_weights, gains_of, narrow_activations, open_weights
+from graphopt.train import StepSizes
+from passes.quantize_static import QuantizeStatic
+from passes.train_quantized import TrainQuantized
+from tests.asserting import assert_valid, parse, run_model
+
+NETWORK = """net (float[N,4,8,8] x) => (float[N,10] y)
+<float[16,4,3,3] w, float[16] b, float[16,16,3,3] v, float[16] c, float[16,16,3,3] u, float[16] e,
+ float[10,16] g, float[10] d> {
+    p = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w, b)
+    q = Relu(p)
+    r = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(q, v, c)
+    s = Add(r, q)
+    t = Relu(s)
+    k = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(t, u, e)
+    m = Relu(k)
+    a = GlobalAveragePool(m)
+    f = Flatten(a)
+    y = Gemm<transB=1>(f, g, d)
+}"""
+
+
+def network() -> Graph:
+    graph = Graph.load(parse(NETWORK, opset=21))
+    for name in ("w", "v", "u", "g"):
+        graph.set_constant(name, graph.constants()[name].astype(np.float32) * np.float32(0.15))
+    return graph
+
+
+def data(count: int = 128) -> Dataset:
+    x = np.random.default_rng(3).standard_normal((count, 4, 8, 8)).astype(np.float32)
+    return Dataset.from_arrays({"x": x})
+
+
+def quantized(original: Graph) -> Graph:
+    graph = original.clone()
+    context = Context(original=original, calibration=data())
+    QuantizeStatic(pays=False, least_db=None).run(graph, context)
+    return graph
+
+
+def outputs(graph: Graph) -> np.ndarray:
+    (found,) = run_model(graph, next(data(64).batches(64)))
+    return np.asarray(found)
+
+
+def test_opening_and_closing_changes_nothing() -> None:
+    before = quantized(network())
+    graph = before.clone()
+    opened = open_weights(graph, 8)
+    assert len(opened) == 4
+    np.testing.assert_allclose(outputs(graph), outputs(before), atol=1e-5)
+    close_weights(graph, opened)
+    assert_valid(graph)
+    assert [node.op for node in graph.nodes] == [node.op for node in before.nodes]
+    np.testing.assert_array_equal(outputs(graph), outputs(before))
+
+
+def test_four_bits_but_for_the_ends() -> None:
+    graph = quantized(network())
+    opened = open_weights(graph, 4)
+    peaks = {
+        name: run_model(graph.with_outputs([name]), next(data(64).batches(64)))[0]
+        for name in ("q_f", "r_f", "t_f", "m_f")
+    }
+    changed = narrow_activations(graph, 4, peaks)
+    assert changed == ["q_scale", "r_scale", "t_scale", "m_scale"]
+    gains = gains_of(graph, opened)
+    assert gains["q_scale"] == pytest.approx(1 / np.sqrt(16 * 8 * 8 * 15))
+    close_weights(graph, opened)
+    assert_valid(graph)
+    kinds = {name: array.dtype.name for name, array in graph.constants().items() if "_q" in name}
+    assert sorted(kinds.values()) == ["int32"] * 4 + ["int4"] * 2 + ["int8"] * 2
+    assert graph.constants()["q_zero"].dtype.name == "uint4"
+    assert np.isfinite(outputs(graph)).all()
+
+
+def test_training_brings_back_what_four_bits_took() -> None:
+    original = network()
+    wanted = outputs(original)
+    errors = []
+    for epochs, rate in ((1.0, 1e-12), (15.0, 0.005)):
+        graph = quantized(original)
+        context = Context(original=original, calibration=data(), device="cpu")
+        TrainQuantized(
+            weight_bits=4, activation_bits=4, epochs=epochs, batch=32, rate=rate,
+            loss="mse", augment=(), holdout=0, precision="float32", layout="contiguous",
+        ).run(graph, context)  # fmt: skip
+        assert_valid(graph)
+        errors.append(float(np.square(outputs(graph) - wanted).mean()))
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_steps_are_learned_and_stay_positive() -> None:
+    torch = pytest.importorskip("torch")
+    from graphopt.lens import lower
+    from graphopt.train import Training
+
+    graph = quantized(network())
+    opened = open_weights(graph, 8)
+    gains = gains_of(graph, opened)
+    module, hook = lower(graph), StepSizes(gains)
+    training = Training(module)
+    hook.start(training)
+    scales = {name: training.weights[name] for name in gains}
+    assert len(scales) == len(gains) > 8
+    x = torch.from_numpy(next(data(8).batches(8))["x"])
+    module(x).square().mean().backward()
+    plain = {n: scale.grad.clone() for n, scale in scales.items() if scale.grad is not None}
+    assert len(plain) == len(scales)
+    assert all(float(grad.abs().max()) > 0 for grad in plain.values())
+    hook.after_backward(training, 0.0)
+    for name, scale in scales.items():
+        torch.testing.assert_close(scale.grad, plain[name] * gains[name])
+        scale.data.fill_(-1.0)
+    hook.after_step(training, 0.0)
+    assert all(float(scale.min()) > 0 for scale in scales.values())
+
+
+def test_what_is_not_quantized_says_what_comes_before() -> None:
+    original = network()
+    context = Context(original=original, calibration=data(), device="cpu")
+    with pytest.raises(ModelError, match="no layer has a stored weight; quantize-static comes"):
+        TrainQuantized().run(original.clone(), context)
+    with pytest.raises(RecipeError, match="weight_bits is 4 or 8, got 2"):
+        TrainQuantized(weight_bits=2)  # type: ignore[arg-type]
