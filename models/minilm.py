@@ -39,7 +39,6 @@ WAYS: tuple[Steps, ...] = (
     ({"quantize-weights": {"bits": 4, "method": "gptq"}},),
     ("quantize-dynamic",),
     ("quantize-dynamic", "quantize-weights"),
-    ({"equalize": {"balance": "activations"}}, "quantize-dynamic", "quantize-weights"),
 )
 """What comes after the recipe lossless."""
 
