@@ -6,18 +6,29 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graphopt.cost import cost
 from graphopt.data import Dataset
 from graphopt.errors import RecipeError
-from graphopt.factorize import timing
+from graphopt.factorize import METHODS, timing
 from graphopt.factorize.offers import Offer
 from graphopt.ir import Array, Graph
+from graphopt.manager.judge import input_specs
 from graphopt.passbase import Context
 from graphopt.runtime import BenchResult, Latency
 from passes.factorize import Factorize
 from passes.remove_channels import RemoveChannels
-from tests.asserting import assert_same_outputs, assert_valid, operators, parse, run_model
+from tests.asserting import (
+    assert_same_outputs,
+    assert_valid,
+    operators,
+    parse,
+    random_inputs,
+    run_model,
+)
+from tests.strategies import networks
 
 NETWORK = """network (float[N,8,12,12] x) => (float[N,10] y)
 <float[32,8,3,3] w0, float[32] b0, float[32,32,3,3] w1, float[32,32,1,1] w2, float[32] b2,
@@ -315,3 +326,19 @@ def test_layers_that_lost_channels_are_factorized_like_others() -> None:
     assert layers(context)
     assert cost(made).macs < cost(cut).macs
     assert error(made, cut) < 0.01
+
+
+@settings(max_examples=20, deadline=None)
+@given(text=networks(), seed=st.integers(0, 9))
+def test_random_networks_stay_valid_and_of_one_shape(text: str, seed: int) -> None:
+    model = parse(text, seed=seed)
+    graph = Graph.load(model)
+    feeds = random_inputs(model)
+    data = Dataset.from_arrays(feeds).bind(input_specs(graph)) if seed % 2 else None
+    step = Factorize(methods=tuple(METHODS), ratio=0.7, goal="macs", align=1, refit=False)
+    made, context = run(graph, step, data)
+    before, after = cost(graph).macs, cost(made).macs
+    assert (after < before) == bool(layers(context))
+    for wanted, got in zip(run_model(graph, feeds), run_model(made, feeds), strict=True):
+        assert got.shape == wanted.shape
+        assert np.isfinite(got).all()
