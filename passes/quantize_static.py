@@ -30,7 +30,7 @@ class QuantizeStatic(Pass):
 
     Layers that ruin the outputs go back to floats until these have `least_db` decibels of signal
     over error on calibration inputs. If `pays`, what is not faster by measurement is taken out
-    again, be it one stretch of layers or all of them. If `portable`, weights get coarser steps
+    again, be it one layer or all of them. If `portable`, weights get coarser steps
     where sums of two products could leave 16 bits, so that processors with and without VNNI
     instructions give the same results.
     """
@@ -93,6 +93,6 @@ def _note(found: Findings, notes: dict[str, Note]) -> None:
     notes["layer_errors"] = dict[str, Note](found.alone)
     notes["freed"] = [*found.freed]
     notes["saturating_channels"] = dict[str, Note](found.saturating)
-    notes["islands"] = dict[str, Note](found.islands)
+    notes["not_worth_it"] = [*found.unpaid]
     if found.plan is not None:
         notes["plan"] = [*str(found.plan).splitlines()]

@@ -1,94 +1,145 @@
-"""Where integers pay: islands of units between floats, timed one by one against floats."""
+"""Where integers pay: which units to put on them, as a minimum cut between measured times.
+
+Each unit takes one time on integers and one in floats, as kernels of the two whole graphs were
+timed, and a tensor that passes from one to the other costs its conversion once. The cheapest
+choice of all is a minimum cut: floats are the side of the source, integers that of the sink.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
 
+import networkx as nx
 import numpy as np
-from networkx.utils import UnionFind
 
-from graphopt.ir import Graph, part
+from graphopt.ir import Graph
 from graphopt.quantize.insertion import insert
 from graphopt.quantize.placement import Unit
 from graphopt.quantize.plan import Plan
-from graphopt.quantize.sensitivity import only
-from graphopt.runtime import BenchPlan, bench
+from graphopt.runtime import Kernel, kernels
 
-__all__ = ["Island", "islands", "time_islands"]
+__all__ = ["cheapest", "paying_units", "times"]
 
-_QUICK = BenchPlan(warmup=2, pairs=20, slow_pairs=3, min_seconds=0.15, max_seconds=2.0)
+_PER_ELEMENT = 1e-9
+"""Seconds: QuantizeLinear or DequantizeLinear, and the change of layout that comes with it."""
 
+_PER_NODE = 4e-6
+"""Seconds that two more nodes take, however small."""
 
-@dataclass(frozen=True, eq=False)
-class Island:
-    """Units that hand each other integers, with the tensors by which floats come in and go out."""
+_DECORATION = re.compile(r"(_nchwc|_token_\d+)+$")
+"""What ONNX Runtime appends to a name when it fuses nodes or changes their layout."""
 
-    units: tuple[Unit, ...]
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
+_FUSED = frozenset({"Conv", "FusedConv"})
 
-    @property
-    def signature(self) -> tuple[object, ...]:
-        """What islands that take equally long have in common, but for sizes."""
-        return tuple((unit.op, len(unit.reads), unit.bounds) for unit in self.units)
+_FLOATS, _INTEGERS = "floats", "integers"
 
 
-def islands(graph: Graph, plan: Plan) -> list[Island]:
-    """The plan's units, by who hands whom integers."""
-    makers = {name: unit.name for unit in plan.placement.units for name in unit.outputs}
-    sets = UnionFind([unit.name for unit in plan.placement.units])
-    for unit in plan.placement.units:
-        for name in unit.reads:
-            if name in makers and name in plan.activations:
-                sets.union(unit.name, makers[name])
-    return [
-        _island(graph, [unit for unit in plan.placement.units if unit.name in names])
-        for names in sets.to_sets()
-    ]
+def paying_units(
+    graph: Graph, plan: Plan, feeds: Mapping[str, np.ndarray], *, threads: int = 1
+) -> list[Unit]:
+    """The units that are to run on integers, for inputs of the sizes of `feeds`."""
+    changed = graph.clone()
+    insert(changed, plan)
+    floats = times(graph, plan.placement.units, kernels(graph, feeds, threads=threads))
+    integers = times(graph, plan.placement.units, kernels(changed, feeds, threads=threads))
+    conversions = {
+        name: _PER_NODE + _PER_ELEMENT * size for name, size in _sizes(graph, plan, feeds).items()
+    }
+    return cheapest(graph, plan, floats, integers, conversions)
 
 
-def _island(graph: Graph, units: Sequence[Unit]) -> Island:
-    made = {name for unit in units for name in unit.outputs}
-    gone = {name for unit in units for name in unit.nodes} | made
-    reads = dict.fromkeys(n for u in units for n in u.reads if graph.constant(n) is None)
-    writes = [
-        name
-        for unit in units
-        for name in unit.outputs
-        if graph.is_output(name)
-        or any(node.outputs[0].name not in gone for node in graph.consumers(name))
-    ]
-    return Island(tuple(units), tuple(n for n in reads if n not in made), tuple(writes))
-
-
-def time_islands(
+def cheapest(
     graph: Graph,
     plan: Plan,
-    found: Sequence[Island],
-    values: Mapping[str, np.ndarray],
-    *,
-    threads: int = 1,
-    progress: Callable[[float], None] = lambda fraction: None,
-) -> list[float]:
-    """For each island, how long it takes on integers relative to floats, conversions included.
+    floats: Mapping[str, float],
+    integers: Mapping[str, float],
+    conversions: Mapping[str, float],
+) -> list[Unit]:
+    """The units on integers in the choice that takes the least time in all.
 
-    `values` are the tensors that the islands read, for one input. Islands of the same operators
-    and sizes are timed once.
+    Seconds of each unit in floats and on integers, and of each tensor's conversion.
     """
-    known: dict[tuple[object, ...], float] = {}
-    ratios = []
-    for count, island in enumerate(found):
-        feeds = {name: values[name] for name in island.reads}
-        weights = tuple(graph.shape(u.weight) for u in island.units if u.weight is not None)
-        key = (island.signature, tuple(array.shape for array in feeds.values()), weights)
-        if key not in known:
-            floats = part(graph, island.reads, island.writes)
-            integers = floats.clone()
-            insert(integers, only(plan, island.units))
-            timing = bench(floats, integers, feeds=feeds, plan=replace(_QUICK, threads=threads))
-            assert timing.ratio is not None, "two models were timed"
-            known[key] = timing.ratio
-        ratios.append(known[key])
-        progress((count + 1) / len(found))
-    return ratios
+    network = _network(graph, plan, floats, integers, conversions)
+    _, (_, chosen) = nx.minimum_cut(network, _FLOATS, _INTEGERS)
+    return [unit for unit in plan.placement.units if _node(unit) in chosen]
+
+
+def times(graph: Graph, units: Sequence[Unit], found: Collection[Kernel]) -> dict[str, float]:
+    """Seconds of each unit, from the kernels that bear a name of its nodes or their outputs.
+
+    A convolution fused with an Add behind it bears the Add's name, but the time is its own.
+    """
+    owners: dict[str, str] = {}
+    for unit in units:
+        for output in unit.nodes:
+            maker = graph.producer(output)
+            owners[output] = unit.name
+            if maker is not None and maker.name:
+                owners[maker.name] = unit.name
+    seconds = dict.fromkeys((unit.name for unit in units), 0.0)
+    for kernel in found:
+        owner = owners.get(kernel.name) or owners.get(_DECORATION.sub("", kernel.name))
+        if owner is not None and kernel.op not in ("QuantizeLinear", "DequantizeLinear"):
+            seconds[owner] += kernel.seconds
+    convolved = {kernel.name for kernel in found if kernel.op in _FUSED}
+    fused = {owners.get(_DECORATION.sub("", name)) for name in convolved}
+    for unit in units:
+        if unit.weight is None or seconds[unit.name]:
+            continue
+        reader = next((u.name for u in units if unit.name in u.reads and u.name in fused), None)
+        if reader is not None:
+            seconds[unit.name], seconds[reader] = seconds[reader], 0.0
+    return seconds
+
+
+def _sizes(graph: Graph, plan: Plan, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Elements of each tensor with a grid; open sizes count as 1, inputs are as they are fed."""
+    return {
+        name: feeds[name].size
+        if name in feeds
+        else math.prod(size for size in graph.shape(name) or () if isinstance(size, int))
+        for name in plan.activations
+    }
+
+
+def _network(
+    graph: Graph,
+    plan: Plan,
+    floats: Mapping[str, float],
+    integers: Mapping[str, float],
+    conversions: Mapping[str, float],
+) -> nx.DiGraph:
+    network = nx.DiGraph()
+    units = plan.placement.units
+    for unit in units:
+        network.add_edge(_FLOATS, _node(unit), capacity=_nanoseconds(integers[unit.name]))
+        network.add_edge(_node(unit), _INTEGERS, capacity=_nanoseconds(floats[unit.name]))
+    makers = {name: _node(unit) for unit in units for name in unit.outputs}
+    inside = {node for unit in units for node in unit.nodes} | set(makers)
+    for name in plan.activations:
+        cost = _nanoseconds(conversions[name])
+        maker = makers.get(name, _FLOATS)
+        readers = {_node(unit) for unit in units if name in unit.reads}
+        if graph.is_output(name) or any(
+            node.outputs[0].name not in inside for node in graph.consumers(name)
+        ):
+            readers.add(_FLOATS)
+        into, out = f"into {name}", f"out of {name}"
+        network.add_edge(maker, into, capacity=cost)
+        network.add_edges_from((into, reader) for reader in readers - {_FLOATS})
+        if maker != _FLOATS:
+            network.add_edge(out, maker, capacity=cost)
+            network.add_edges_from((reader, out) for reader in readers)
+    return network
+
+
+def _node(unit: Unit) -> str:
+    """A unit's name in the network, where tensors have nodes of their own."""
+    return f"unit {unit.name}"
+
+
+def _nanoseconds(seconds: float) -> int:
+    """Whole numbers, with which flows are exact."""
+    return round(seconds * 1e9)

@@ -11,13 +11,12 @@ from graphopt.quantize.calibrators import CALIBRATORS
 from graphopt.quantize.collecting import Collected, Effort, collect
 from graphopt.quantize.insertion import insert
 from graphopt.quantize.observed import Observed
-from graphopt.quantize.paying import islands, time_islands
+from graphopt.quantize.paying import paying_units
 from graphopt.quantize.placement import Placement, is_quantized, place
 from graphopt.quantize.plan import Plan, make_plan, watched
 from graphopt.quantize.sensitivity import Errors, decibels, layer_errors, layers_to_free, only
 from graphopt.quantize.upgrading import require_opset
 from graphopt.runtime import BenchPlan, bench
-from graphopt.runtime.observing import observe
 
 __all__ = ["BEST", "Findings", "Settings", "quantize"]
 
@@ -64,7 +63,7 @@ class Findings:
     decibels: float | None = None
     alone: Mapping[str, float] = field(default_factory=dict)
     freed: list[str] = field(default_factory=list)
-    islands: Mapping[str, float] = field(default_factory=dict)
+    unpaid: list[str] = field(default_factory=list)
     ratio: float | None = None
     saturating: Mapping[str, int] = field(default_factory=dict)
 
@@ -95,16 +94,13 @@ def quantize(graph: Graph, dataset: Dataset, settings: Settings, progress: Progr
     plan = _planned(changed, placement, seen, settings)
     if settings.least_db is not None:
         plan = _near_enough(changed, plan, seen, errors, settings, progress, findings)
-    if settings.pays:
-        plan = _without_losers(changed, plan, dataset, settings, progress, findings)
-    if findings.why is None and not plan.placement.units:
-        findings.why = "no layer was worth it"
+    if settings.pays and findings.why is None:
+        progress("timing", 0.0)
+        plan = _fastest(changed, plan, dataset, settings, findings)
     if findings.why is not None:
         return findings
     findings.saturating = plan.saturating(changed)
     insert(changed, plan)
-    if settings.pays and not _is_faster(graph, changed, dataset, settings, findings):
-        return findings
     findings.plan = plan
     graph.adopt(changed)
     return findings
@@ -209,47 +205,24 @@ def _planned(
     return make_plan(graph, placement, seen, calibrator, portable=settings.portable)
 
 
-def _without_losers(
-    graph: Graph,
-    plan: Plan,
-    dataset: Dataset,
-    settings: Settings,
-    progress: Progress,
-    findings: Findings,
+def _fastest(
+    graph: Graph, plan: Plan, dataset: Dataset, settings: Settings, findings: Findings
 ) -> Plan:
-    """The plan without islands that take longer on integers than they do in floats."""
-    found = islands(graph, plan)
-    if len(found) < 2:
-        return plan
-    names = [name for island in found for name in island.reads]
-    values = next(
-        observe(graph, names, dataset.take(dataset.fixed_batch or 1), batch_size=1,
-                threads=settings.threads)
-    )  # fmt: skip
-    ratios = time_islands(
-        graph, plan, found, values, threads=settings.threads,
-        progress=lambda part: progress("timing islands", part),
-    )  # fmt: skip
-    findings.islands = {
-        island.units[0].name: ratio for island, ratio in zip(found, ratios, strict=True)
-    }
-    lost = {
-        unit.name
-        for island, ratio in zip(found, ratios, strict=True)
-        for unit in island.units
-        if ratio >= 1
-    }
-    return only(plan, [unit for unit in plan.placement.units if unit.name not in lost])
-
-
-def _is_faster(
-    graph: Graph, changed: Graph, dataset: Dataset, settings: Settings, findings: Findings
-) -> bool:
-    """Whether the whole is faster than floats are, by measurement."""
+    """All of a plan or the part that pays by its kernels' times, whichever takes less time."""
     feeds = next(dataset.batches(1))
-    timing = bench(graph, changed, feeds=feeds, plan=BenchPlan(threads=settings.threads))
-    findings.ratio = timing.ratio
-    if timing.verdict == "faster":
-        return True
-    findings.why = f"integers take {timing.ratio:.2f} times as long as floats here"
-    return False
+    kept = only(plan, paying_units(graph, plan, feeds, threads=settings.threads))
+    tried = [plan] if len(kept.placement.units) == len(plan.placement.units) else [plan, kept]
+    tried = [entry for entry in tried if any(unit.weight for unit in entry.placement.units)]
+    timed = [
+        bench(graph, _inserted(graph, entry), feeds=feeds,
+              plan=BenchPlan(threads=settings.threads))
+        for entry in tried
+    ]  # fmt: skip
+    best = min(range(len(timed)), key=lambda place: timed[place].ratio or 1.0)
+    findings.ratio = timed[best].ratio
+    if timed[best].verdict != "faster":
+        findings.why = f"integers take {findings.ratio:.2f} times as long as floats here"
+    findings.unpaid = [
+        unit.name for unit in plan.placement.units if unit not in tried[best].placement.units
+    ]
+    return tried[best]

@@ -8,6 +8,7 @@ from graphopt.runtime.drawing import Draw
 from graphopt.runtime.feeds import Feeds, random_feeds, runnable_feeds
 from graphopt.runtime.memory import peak_memory_mb
 from graphopt.runtime.observing import observe
+from graphopt.runtime.profiling import Kernel, kernels
 from graphopt.runtime.session import Model, Optimize, Port, Session
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Difference",
     "Draw",
     "Feeds",
+    "Kernel",
     "Latency",
     "Model",
     "Optimize",
@@ -25,6 +27,7 @@ __all__ = [
     "Session",
     "bench",
     "compare",
+    "kernels",
     "observe",
     "peak_memory_mb",
     "random_feeds",

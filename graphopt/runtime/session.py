@@ -101,15 +101,20 @@ class Session:
         optimize: Optimize = "all",
         providers: tuple[str, ...] = ("CPUExecutionProvider",),
         spin: bool = True,
+        profile: str | None = None,
     ) -> Self:
         """Load `model`; `threads=0` means all cores, `optimize` is ONNX Runtime's own optimizer.
 
         A Graph's weights are lent, not copied, when nothing is optimized (otherwise ONNX Runtime
-        makes its own, packed copies). `spin=False` lets idle worker threads sleep at once.
+        makes its own, packed copies). `spin=False` lets idle worker threads sleep at once. Where
+        `profile` begins a path, every kernel is timed into a file (see `profile`).
 
         Raises RuntimeUnavailable with ONNX Runtime's reason.
         """
         options = _options(threads, optimize, spin=spin)
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile
         with ExitStack() as loading:
             source, held = _source(model, options, loading, lend=optimize == "none")
             try:
@@ -141,6 +146,11 @@ class Session:
             return lambda: list(session.run_with_ort_values(None, values))
         arrays = {name: to_ort(array) for name, array in feeds.items()}
         return lambda: list(session.run(None, arrays))
+
+    def profile(self) -> str:
+        """End the timing of kernels and return the path of what it wrote."""
+        assert self._session is not None, "the session is closed"
+        return str(self._session.end_profiling())
 
     def close(self) -> None:
         """Free the model; closing twice is harmless."""
