@@ -111,6 +111,7 @@ class _Insertion:
         gridded = [name for name in unit.outputs if name in self._plan.activations]
         ends = {name: self._fresh(f"{name}_f") for name in gridded}
         node = self._node(unit.nodes[0])
+        name = node.name or unit.nodes[0]
         op, attrs = unit.rule.instead or (node.op, dict(node.attrs))
         inputs = self._inputs(unit, node)
         if len(unit.nodes) > 1:
@@ -119,11 +120,11 @@ class _Insertion:
             made = tuple(ends.get(tensor.name, tensor.name) for tensor in node.outputs)
         if unit.adds_bias:
             between = node.outputs[0].name
-            self._nodes.append(NewNode(op, inputs, (between,), attrs, name=node.name))
+            self._nodes.append(NewNode(op, inputs, (between,), attrs, name=name))
             op, inputs, attrs = "Add", (between, self._added(unit)), {}
-        self._nodes.append(NewNode(op, inputs, made, attrs, name=node.name))
-        for name in gridded:
-            self._pair(name, ends[name], name)
+        self._nodes.append(NewNode(op, inputs, made, attrs, name=name))
+        for tensor in gridded:
+            self._pair(tensor, ends[tensor], tensor)
 
     def _inputs(self, unit: Unit, node: gs.Node) -> tuple[str | Array, ...]:
         inputs = [self._read_as.get(t.name, t.name) for t in node.inputs]

@@ -18,9 +18,9 @@ from graphopt.ir import Graph
 from graphopt.quantize.insertion import insert
 from graphopt.quantize.placement import Unit
 from graphopt.quantize.plan import Plan
-from graphopt.runtime import Kernel, kernels
+from graphopt.runtime import Kernel, Model, kernels
 
-__all__ = ["cheapest", "paying_units", "times"]
+__all__ = ["cheapest", "named", "paying_units", "times"]
 
 _PER_ELEMENT = 1e-9
 """Seconds: QuantizeLinear or DequantizeLinear, and the change of layout that comes with it."""
@@ -30,6 +30,8 @@ _PER_NODE = 4e-6
 
 _DECORATION = re.compile(r"(_nchwc|_token_\d+)+$")
 """What ONNX Runtime appends to a name when it fuses nodes or changes their layout."""
+
+_PROTOBUF_LIMIT = 2**31 - 2**20
 
 _FUSED = frozenset({"Conv", "FusedConv"})
 
@@ -42,7 +44,7 @@ def paying_units(
     """The units that are to run on integers, for inputs of the sizes of `feeds`."""
     changed = graph.clone()
     insert(changed, plan)
-    floats = times(graph, plan.placement.units, kernels(graph, feeds, threads=threads))
+    floats = times(graph, plan.placement.units, kernels(named(graph), feeds, threads=threads))
     integers = times(graph, plan.placement.units, kernels(changed, feeds, threads=threads))
     conversions = {
         name: _PER_NODE + _PER_ELEMENT * size for name, size in _sizes(graph, plan, feeds).items()
@@ -64,6 +66,16 @@ def cheapest(
     network = _network(graph, plan, floats, integers, conversions)
     _, (_, chosen) = nx.minimum_cut(network, _FLOATS, _INTEGERS)
     return [unit for unit in plan.placement.units if _node(unit) in chosen]
+
+
+def named(graph: Graph) -> Model:
+    """The model with every node named, for ONNX Runtime's profile numbers those that are not."""
+    if graph.size_bytes() >= _PROTOBUF_LIMIT:
+        return graph
+    model = graph.to_model()
+    for node in model.graph.node:
+        node.name = node.name or node.output[0]
+    return model
 
 
 def times(graph: Graph, units: Sequence[Unit], found: Collection[Kernel]) -> dict[str, float]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from graphopt.ir import Graph
 from graphopt.quantize.calibrators import CALIBRATORS
 from graphopt.quantize.collecting import Effort, collect
-from graphopt.quantize.paying import cheapest, paying_units, times
+from graphopt.quantize.insertion import insert
+from graphopt.quantize.paying import cheapest, named, paying_units, times
 from graphopt.quantize.placement import place
 from graphopt.quantize.plan import Plan, make_plan
 from graphopt.runtime import kernels
@@ -76,9 +77,12 @@ def test_no_other_choice_is_cheaper(text: str, seed: int) -> None:
 def test_kernels_are_found_by_name() -> None:
     graph = Graph.load(parse(NETWORK))
     plan = _plan(graph)
+    changed = graph.clone()
+    insert(changed, plan)
     feeds = random_inputs(graph.to_model(), size=1)
-    found = times(graph, plan.placement.units, kernels(graph, feeds))
-    assert all(found[unit.name] > 0 for unit in plan.layers)
+    for model in (named(graph), changed):
+        found = times(graph, plan.placement.units, kernels(model, feeds))
+        assert all(found[unit.name] > 0 for unit in plan.layers)
 
 
 def test_a_tiny_product_does_not_pay_and_large_layers_do() -> None:
