@@ -119,7 +119,11 @@ class Course:
 
     def _learn(self, batch: Batch, done: float) -> None:
         setup, training = self._setup, self._training
-        torch.manual_seed(_seed_of(self._job.resources.seed, self._step, setup.fabric.global_rank))
+        seed = _seed_of(self._job.resources.seed, self._step, setup.fabric.global_rank)
+        # torch.manual_seed formats a stack for every kind of device that is not there.
+        torch.default_generator.manual_seed(seed)
+        if setup.fabric.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         set_rate(setup.optimizer, self._job.plan, done)
         for hook in self._job.hooks:
             hook.before_step(training, done)

@@ -26,7 +26,8 @@ class Objective(Protocol):
 
 
 def _labels(batch: Batch) -> torch.Tensor:
-    assert batch.labels is not None, "finetune refuses data without labels"
+    if batch.labels is None:
+        raise DataError("train: this loss needs labels, and the data have none; give some")
     return batch.labels
 
 

@@ -48,6 +48,28 @@ def test_labels_are_needed_to_finetune() -> None:
         finetune(small(), images(), CrossEntropy(), QUICK, resources=ALONE)
 
 
+def test_losses_of_labels_need_some() -> None:
+    with pytest.raises(DataError, match="this loss needs labels, and the data have none"):
+        fit(small(), images(), CrossEntropy(), QUICK, resources=ALONE)
+
+
+def test_dropout_draws_from_the_seed_and_leaves_torch_s_own_generator_alone() -> None:
+    text = """d (float[N,6] x) => (float[N,4] y) <float[6,4] w, float ratio> {
+        a = MatMul(x, w)
+        y = Dropout(a, ratio)
+    }"""
+    made = []
+    for seed in (0, 0, 1):
+        graph = Graph.load(parse(text))
+        assert "Dropout" in {node.op for node in graph.nodes}
+        torch.manual_seed(seed + 7)
+        before = torch.random.get_rng_state()
+        finetune(graph, vectors(), CrossEntropy(), QUICK, resources=replace(ALONE, seed=seed))
+        assert torch.equal(torch.random.get_rng_state(), before)
+        made.append(graph.content_hash())
+    assert made[0] == made[1] != made[2]
+
+
 def test_fewer_rows_than_a_batch_make_a_smaller_batch() -> None:
     history = finetune(
         perceptron(), vectors(12), CrossEntropy(), replace(QUICK, batch=512), resources=ALONE
