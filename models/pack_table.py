@@ -1,6 +1,7 @@
 """Packed models beside general compressors: `python -m models.pack_table MODEL.onnx ...`.
 
-Bytes, megabytes restored per second of processor time, and peak memory over the model's own size.
+Bytes, megabytes restored per second of processor time, and peak memory over the model's own size
+(Linux only).
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ __all__ = ["main", "restored"]
 
 # In a process of its own, so that its peak is that of restoring. The loader is all it imports.
 _RESTORE = """
-import importlib.util, json, resource, sys, time
+import importlib.util, json, sys, time
 spec = importlib.util.spec_from_file_location("loader", sys.argv[1])
 loader = importlib.util.module_from_spec(spec)
 sys.modules["loader"] = loader
 spec.loader.exec_module(loader)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # getrusage tells that of the parent if it is larger
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+before = peak()
 began = time.process_time()
 model = loader.restore(sys.argv[2])[""]
 seconds = time.process_time() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+memory = peak() - before
 same = model == open(sys.argv[3], "rb").read() if len(sys.argv) > 3 else None
-print(json.dumps({"bytes": len(model), "seconds": seconds, "peak": peak * 1024, "same": same}))
+print(json.dumps({"bytes": len(model), "seconds": seconds, "peak": memory, "same": same}))
 """
 
 
@@ -63,10 +66,13 @@ def main(models: tuple[Path, ...], no_others: bool) -> None:
             size = pack(model, target).size
             seconds = time.process_time() - began
             speed, peak, same = restored(target, model)
-        raw = b"" if no_others else model.read_bytes()
-        zipped, zstd = len(zlib.compress(raw, 9)), len(zstandard.ZstdCompressor(19).compress(raw))
+        zipped = zstd = "-"
+        if not no_others:
+            raw = model.read_bytes()
+            zipped = f"{len(zlib.compress(raw, 9)):,}"
+            zstd = f"{len(zstandard.ZstdCompressor(19).compress(raw)):,}"
         click.echo(
-            f"{model.name:44} {model.stat().st_size:11,} {size:11,} {zipped:11,} {zstd:11,} "
+            f"{model.name:44} {model.stat().st_size:11,} {size:11,} {zipped:>11} {zstd:>11} "
             f"{seconds:6.1f} {speed:5.0f} {peak:5.2f} {same}"
         )
 

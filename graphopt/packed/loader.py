@@ -38,7 +38,7 @@ SPARSE, CODEBOOK, COPY = 1, 2, 4  # bits of a segment's kind; a copy repeats an 
 STORED, DEFLATED, LZMA = 0, 1, 2
 LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 22, "lc": 0, "lp": 0, "pb": 0}]
 
-_CHUNK = 1 << 18  # elements restored at a time; gaps: an eighth of it
+_CHUNK = 1 << 16  # elements restored at a time; gaps: an eighth of it
 _AGAIN = "damaged or cut off; copy the file again"
 _Bytes = npt.NDArray[np.uint8]
 Stream = tuple[int, int, int]  # how it is coded, offset in the file, bytes there
