@@ -228,6 +228,7 @@ def arguments() -> argparse.Namespace:
     add("--models", type=Path, required=True, help="folder of .onnx files")
     add("--only", nargs="+", default=["*"], metavar="PATTERN", help="measure only these networks")
     add("--peer-python", help="interpreter of the peers' environment; without it graphopt alone")
+    add("--tools", nargs="+", choices=("graphopt", *PEERS), help="measure no others")
     add("--again", action="store_true", help="measure what the file has already, too")
     add("--repeats", type=int, default=1, help="interleaved runs of each tool (default: 1)")
     add("--latency", nargs="*", default=(), metavar="PATTERN", help="time the outputs of these too")
@@ -264,7 +265,7 @@ def main() -> None:
             print(_run([*command, "--time-only"], options.limit))
             return
         rows = read(options.json)
-        tools = ("graphopt", *(PEERS if options.peer_python else ()))
+        tools = options.tools or ("graphopt", *(PEERS if options.peer_python else ()))
         for path, module in networks(options, folder):
             wanted = any(fnmatch(path.name, pattern) for pattern in options.only)
             known = set(rows.get(path.name, {}))

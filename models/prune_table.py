@@ -91,7 +91,7 @@ class Cell:
                     importance=self.criterion,
                 )
             ]
-        cut = RemoveChannels(macs=self.macs, importance=self.criterion, samples=samples)
+        cut = RemoveChannels(macs=self.macs, importance=self.criterion, samples=samples, align=1)
         return [cut] if self.way == "cut" else [cut, Refit(samples=samples, joint=joint)]
 
 

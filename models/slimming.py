@@ -91,7 +91,7 @@ def rows(given: argparse.Namespace, seed: int) -> Iterator[tuple[str, Graph, flo
             epochs=given.slim_epochs, rate=given.slim_rate, l1=given.l1, augment=augment,
         ),
         "cut": RemoveChannels(
-            ratio=given.ratio, importance="batch-norm-scale", allocation=given.allocation,
+            ratio=given.ratio, importance="batch-norm-scale", allocation=given.allocation, align=1,
         ),
         "fine-tuned": Recover(
             epochs=given.tune_epochs, rate=given.tune_rate, augment=augment, holdout=0.0

@@ -297,6 +297,8 @@ class RemoveChannels(Pass):
         left_out = len(coupling.families) - len(candidates.families)
         if left_out:
             text += f"; {left_out} families were left out"
+        if candidates.align > 1:
+            text += f"; widths are multiples of {candidates.align}"
         return f"{text}; floor keeps {self.floor:g} of every family"
 
 

@@ -25,11 +25,12 @@ def select(
 
 
 def aligned(family: Family, wanted: int, align: int) -> int:
-    """A width from one channel to all, rounded up to a multiple of `align` where that is less."""
-    wanted = min(max(1, wanted), family.size)
-    if family.size > align:
-        wanted = min(family.size, -(-wanted // align) * align)
-    return wanted
+    """A width from one channel to all, rounded up to a multiple of `align` where that is less.
+
+    A small family's is a multiple of a half of it, or of a half of that, as in `balanced`.
+    """
+    step = _step(family, align)
+    return min(family.size, -(-max(1, wanted) // step) * step)
 
 
 def balanced(families: Sequence[Family], ratio: float, align: int) -> dict[str, int]:
