@@ -183,7 +183,7 @@ def describe_type(hint: object) -> str:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     if inspect.isclass(hint) and issubclass(hint, StrEnum):
         return "one of " + ", ".join(repr(str(entry)) for entry in hint)
-    if typing.Literal in map(typing.get_origin, typing.get_args(hint)):
+    if any(typing.get_origin(option) is typing.Literal for option in typing.get_args(hint)):
         return " or ".join(map(describe_type, typing.get_args(hint)))
     if inspect.isclass(hint) and not typing.get_args(hint):
         return hint.__name__
