@@ -89,12 +89,14 @@ def rows(given: argparse.Namespace, seed: int) -> Iterator[tuple[str, Graph, flo
     steps = {
         "slimmed": Slim(
             epochs=given.slim_epochs, rate=given.slim_rate, l1=given.l1, augment=augment,
+            batch=given.batch, weight_decay=given.weight_decay,
         ),
         "cut": RemoveChannels(
             ratio=given.ratio, importance="batch-norm-scale", allocation=given.allocation, align=1,
         ),
         "fine-tuned": Recover(
-            epochs=given.tune_epochs, rate=given.tune_rate, augment=augment, holdout=0.0
+            epochs=given.tune_epochs, rate=given.tune_rate, augment=augment, holdout=0.0,
+            batch=given.batch, weight_decay=given.weight_decay,
         ),
     }  # fmt: skip
     yield "baseline", graph, time.perf_counter() - began
@@ -115,6 +117,8 @@ def main() -> None:
     parser.add_argument("--l1", type=float, default=1e-3)
     parser.add_argument("--tune-epochs", type=float, default=10.0)
     parser.add_argument("--tune-rate", type=float, default=0.05)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--weight-decay", type=float, default=1e-4)
     parser.add_argument("--ratio", type=float, default=0.4)
     parser.add_argument("--allocation", choices=["uniform", "global"], default="global")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
