@@ -18,8 +18,8 @@ from graphopt.train import Resources
 
 __all__ = ["NOTES", "Context", "Need", "Note", "Pass", "Promise"]
 
-NOTES = ("graphopt.kept", "graphopt.rescaled")
-"""Metadata that say what tensors are in the original of a run; nobody knows it after the run."""
+NOTES = ("graphopt.kept", "graphopt.rescaled", "graphopt.scales")
+"""Metadata that say what tensors are beside the original of a run; nobody knows it afterwards."""
 
 Note = str | int | float | bool | None | list["Note"] | dict[str, "Note"]
 """Plain data that a pass leaves for the report."""

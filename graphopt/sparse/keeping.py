@@ -10,7 +10,7 @@ from graphopt.ir import Graph
 
 __all__ = ["Kept", "keep_weights", "kept_weights"]
 
-_KEY = "graphopt.kept"
+_KEY = "graphopt.weights"
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,15 @@ def test_what_faded_is_found_and_removed() -> None:
     assert_same_outputs(step.reference(before, context).to_model(), graph, feeds={"x": X[:4]})
 
 
+def test_training_follows_a_cut() -> None:
+    graph = Graph.load(parse(TEXT))
+    context = Context(original=graph.clone(), calibration=data(labels=False))
+    RemoveChannels(ratio=0.5, importance="batch-norm-scale").run(graph, context)
+    Recover(**SHORT).run(graph, context)
+    assert context.notes["steps"] == 12
+    assert graph.shape("w0") == (4, 3, 3, 3)
+
+
 def test_a_folded_network_is_slimmed_after_restoring() -> None:
     folded = TEXT.replace("n0 = BatchNormalization(c0, s0, t0, m0, var0)", "n0 = Identity(c0)")
     folded = folded.replace("n1 = BatchNormalization(c1, s1, t1, m1, var1)", "n1 = Identity(c1)")
