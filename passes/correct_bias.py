@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
-from graphopt.passbase import Context, Need, Note, Pass, Promise
-from graphopt.quantize.correcting import correct_biases
+from graphopt.passbase import Context, Note, Pass, Promise
+from graphopt.quantize.correcting import Corrected, correct_biases, correct_by_statistics
 
 __all__ = ["CorrectBias"]
 
@@ -21,26 +21,38 @@ class CorrectBias(Pass):
     to layer. Over `samples` calibration inputs each layer with stored weights is compared with the
     original, before the activation and with all layers before it corrected; the mean difference
     of each channel goes into its bias. Layers are found by the names of their outputs.
+
+    `means` batch-norm needs no inputs: what rounding does to weights is multiplied by the means
+    that the original's BatchNormalization expects. That is for layers whose input comes from one,
+    through Relu, Clip, sums of two or a global mean; all others are named.
     """
 
     name: ClassVar[str] = "correct-bias"
     promise: ClassVar[Promise] = Promise.LOSSY
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
+    means: Literal["inputs", "batch-norm"] = "inputs"
     samples: int = 512
 
     def __post_init__(self) -> None:
+        if self.means not in ("inputs", "batch-norm"):
+            raise RecipeError(f"{self.name}: means is inputs or batch-norm, got {self.means!r}")
         if self.samples < 1:
             raise RecipeError(f"{self.name}: samples must be at least 1, got {self.samples}")
 
     def run(self, graph: Graph, context: Context) -> None:
+        if self.means == "batch-norm":
+            found = correct_by_statistics(graph, context.original)
+        else:
+            found = self._measured(graph, context)
+        context.notes["shifts"] = dict[str, Note](found.shifts)
+        context.notes["left_alone"] = dict[str, Note](found.left_alone)
+
+    def _measured(self, graph: Graph, context: Context) -> Corrected:
         if context.calibration is None:
             raise RecipeError(f"{self.name}: needs inputs to measure on; give --data, unlabeled")
-        found = correct_biases(
+        return correct_biases(
             graph,
             context.original,
             context.calibration.take(self.samples),
             threads=context.threads,
             progress=lambda part: context.progress("correcting biases", part),
         )
-        context.notes["shifts"] = dict[str, Note](found.shifts)
-        context.notes["left_alone"] = dict[str, Note](found.left_alone)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from graphopt.data import Dataset
 from graphopt.ir import Array, Graph
+from graphopt.quantize.expecting import expect
 from graphopt.quantize.references import noted_references
 from graphopt.quantize.stored_layers import (
     StoredLayer,
@@ -19,8 +20,11 @@ from graphopt.quantize.stored_layers import (
     write_bias,
 )
 from graphopt.refit.frontier import Frontier
+from graphopt.rewrite.affine import batch_norm
+from graphopt.rewrite.linear import linear_layer
+from graphopt.rewrite.matching import is_op
 
-__all__ = ["Corrected", "correct_biases"]
+__all__ = ["Corrected", "correct_biases", "correct_by_statistics"]
 
 Doubles = npt.NDArray[np.float64]
 
@@ -101,3 +105,62 @@ def _mean_error(
         ours.add(found[name])
         theirs.add(target.reference.of(original[target.tensor]))
     return theirs.mean - ours.mean, theirs.power
+
+
+_ALIKE = 0.3
+"""A stored weight that differs by more than this part from the original's is another one."""
+
+
+def correct_by_statistics(graph: Graph, original: Graph) -> Corrected:
+    """Shift biases by what the rounding of weights does to the expected input; needs no data.
+
+    Expected inputs come from the statistics of BatchNormalization in the original. The border,
+    where a convolution reads zeros, is taken as the rest.
+    """
+    known, references = expect(original), noted_references(graph)
+    found = Corrected()
+    for layer in find_stored_layers(graph):
+        name, bias = layer.layer.output, layer.bias_values(graph)
+        target = find_target(graph, original, references, layer)
+        given = known.get(layer.layer.data)
+        weight = None if isinstance(target, str) else _float_weight(original, target)
+        stored = layer.matrix(layer.weight.values(graph))
+        if bias is None or given is None:
+            found.left_alone[name] = "it has no bias" if bias is None else "its input is not known"
+        elif weight is None or not _alike(weight, stored):
+            found.left_alone[name] = "the original's weight was another one"
+        else:
+            mean = np.repeat(given.mean.reshape(len(stored), -1), layer.layer.taps, axis=1)
+            shift = np.einsum("goc,gc->go", weight - stored, mean).reshape(-1)
+            write_bias(graph, layer, bias + shift)
+            found.shifts[name] = float(np.abs(shift).max())
+    return found
+
+
+def _alike(weight: Doubles, stored: Doubles) -> bool:
+    if weight.shape != stored.shape:
+        return False
+    return bool(np.linalg.norm(weight - stored) <= _ALIKE * np.linalg.norm(weight))
+
+
+def _float_weight(original: Graph, target: Target) -> Doubles | None:
+    """The weights that compute a tensor, with the BatchNormalization behind them folded.
+
+    As (group, output, column).
+    """
+    maker = original.producer(target.tensor)
+    if maker is None or target.reference.divisors:
+        return None
+    scale: Doubles = np.ones(1)
+    if is_op(maker, "BatchNormalization"):
+        change, before = batch_norm(original, maker), original.producer(maker.inputs[0].name)
+        if change is None or isinstance(change, str) or before is None:
+            return None
+        maker, scale = before, change.scale
+    linear = linear_layer(original, maker)
+    if linear is None or is_op(maker, "ConvTranspose"):
+        return None
+    spread = linear.along(np.broadcast_to(scale, (linear.outputs,)), outputs=True)
+    weight = linear.weight.astype(np.float64) * linear.factor * spread
+    weight = weight if linear.outputs_first else weight.T
+    return np.asarray(weight.reshape(linear.groups, linear.outputs // linear.groups, -1))

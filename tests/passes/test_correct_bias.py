@@ -9,8 +9,10 @@ from graphopt.data import Dataset
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
+from graphopt.quantize.expecting import clamped
 from passes.correct_bias import CorrectBias
 from passes.equalize import Equalize
+from passes.fold_batch_norm import FoldBatchNorm
 from passes.quantize_static import QuantizeStatic
 from passes.quantize_weights import QuantizeWeights
 from tests.asserting import assert_valid, parse, run_model
@@ -102,6 +104,62 @@ def test_what_has_no_bias_or_no_original_is_left_alone() -> None:
         "renamed": "the original has no tensor 'renamed'",
         "y": "it has no bias",
     }
+
+
+NORMALISED = """norm (float[N,8,8,8] x) => (float[N,10] y)
+<float[24,8,3,3] w, float[24] g1, float[24] b1, float[24] m1, float[24] var1,
+ float[24,1,1,1] e, float[24] g2, float[24] b2, float[24] m2, float[24] var2,
+ float[24,24,1,1] v, float[24] g3, float[24] b3, float[24] m3, float[24] var3,
+ float[10,24] h, float[10] c, float low = {0.0}, float high = {2.0}> {
+    p = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w)
+    q = BatchNormalization(p, g1, b1, m1, var1)
+    r = Relu(q)
+    i = Conv<kernel_shape=[1,1], group=24>(r, e)
+    j = BatchNormalization(i, g2, b2, m2, var2)
+    k = Clip(j, low, high)
+    s = Conv<kernel_shape=[1,1]>(k, v)
+    t = BatchNormalization(s, g3, b3, m3, var3)
+    z = Add(t, k)
+    o = Relu(z)
+    a = GlobalAveragePool(o)
+    f = Flatten(a)
+    y = Gemm<transB=1>(f, h, c)
+}"""
+
+
+def test_batch_norm_stands_in_for_inputs() -> None:
+    """With statistics that hold, most of the mean error goes, without any input."""
+    original = Graph.load(parse(NORMALISED))
+    data_set = Dataset.from_arrays(
+        {"x": np.random.default_rng(3).standard_normal((64, 8, 8, 8)).astype(np.float32)}
+    )
+    feeds = next(data_set.batches(64))
+    for number, name in enumerate(("p", "i", "s"), 1):
+        (made,) = run_model(original.with_outputs([name]), feeds)
+        original.set_constant(f"m{number}", made.mean((0, 2, 3)))
+        original.set_constant(f"var{number}", made.var((0, 2, 3)))
+    graph = original.clone()
+    context = Context(original=original)
+    FoldBatchNorm().run(graph, context)
+    QuantizeWeights(bits=4, block=0).run(graph, context)
+    errors = []
+    for _ in range(2):
+        (found,), (wanted,) = (run_model(g.with_outputs(["t"]), feeds) for g in (graph, original))
+        errors.append(float(np.square((found - wanted).mean((0, 2, 3))).mean()))
+        CorrectBias(means="batch-norm").run(graph, context)
+    assert errors[1] < 0.1 * errors[0]
+    assert context.notes["left_alone"] == {"q": "its input is not known"}
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, np.inf), (-1.0, 0.5), (-np.inf, np.inf)])
+def test_moments_of_a_clamped_normal(low: float, high: float) -> None:
+    draws = np.random.default_rng(0).standard_normal(400_000)
+    mean, variance = np.array([-1.0, 0.0, 2.0]), np.array([0.25, 1.0, 4.0])
+    found = clamped(mean, variance, low, high)
+    values = np.clip(mean + np.sqrt(variance) * draws[:, np.newaxis], low, high)
+    assert found.variance is not None
+    np.testing.assert_allclose(found.mean, values.mean(0), atol=0.01)
+    np.testing.assert_allclose(found.variance, values.var(0), atol=0.03)
 
 
 def test_bad_options() -> None:
