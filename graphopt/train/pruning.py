@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,20 +47,23 @@ class _Pruning(Hook):
     _first: float = field(default=0.0, init=False, repr=False)
     _step: int = field(default=0, init=False, repr=False)
     _masks: Masks = field(default_factory=dict, init=False, repr=False)
+    _settled: bool = field(default=False, init=False, repr=False)
 
     def start(self, training: Training) -> None:
-        self._first, self._step = _sparsity(training, self.names), 0
+        self._first, self._step, self._settled = _sparsity(training, self.names), 0, False
         self._masks = _masks(training, self.names, self._first, self.allocation)
 
     def _level(self, done: float) -> float:
         return ramp_level(self._first, self.sparsity, done / self.until)
 
     def state(self) -> dict[str, torch.Tensor]:
-        step = torch.tensor([float(self._step), self._first], dtype=torch.float64)
-        return {"step": step, **{f"mask {name}": mask for name, mask in self._masks.items()}}
+        numbers = [float(self._step), self._first, float(self._settled)]
+        masks = {f"mask {name}": mask for name, mask in self._masks.items()}
+        return {"numbers": torch.tensor(numbers, dtype=torch.float64), **masks}
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:  # type: ignore[override]
-        self._step, self._first = int(state["step"][0]), float(state["step"][1])
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        step, self._first, settled = state["numbers"].tolist()
+        self._step, self._settled = int(step), bool(settled)
         self._masks = {name: state[f"mask {name}"].bool() for name in self.names}
 
 
@@ -69,8 +73,6 @@ class Ramp(_Pruning):
 
     Zhu & Gupta 2017: every `interval` steps the level is (last + (first - last)(1 - t)^3).
     """
-
-    _settled: bool = field(default=False, init=False, repr=False)
 
     def after_backward(self, training: Training, done: float) -> None:
         for name, mask in self._masks.items():
@@ -106,7 +108,6 @@ class Surgery(_Pruning):
     decay: float = 1e-4
     seed: int = 0
     _dense: Masks = field(default_factory=dict, init=False, repr=False)
-    _settled: bool = field(default=False, init=False, repr=False)
 
     def before_step(self, training: Training, done: float) -> None:
         self._dense = {n: training.weights[n].detach().clone() for n in self._masks}
