@@ -44,8 +44,8 @@ _OF_NORMS = ("batch-norm-scale", "taylor-gate")
 """They score BatchNormalizations, which are folded."""
 
 CRITERIA = (SURGEON, *(name for name in IMPORTANCES if name not in _OF_NORMS))
-_KEY = ("model", "criterion", "way", "macs", "seed", "joint", "mirror", "steps", "gradients")
-_FIRST = {"steps": 1, "gradients": 0.0}
+_KEY = ("model", "criterion", "way", "macs", "seed", "joint", "mirror", "gradients")
+_FIRST = {"gradients": 0.0}
 """What lines say that lack the entry."""
 WAYS = ("cut", "refit", "remove-and-refit")
 _BATCH = 250
@@ -64,7 +64,6 @@ class Setting:
     inputs: int
     joint: int = 0
     mirror: bool = False
-    steps: int = 1
     gradients: float = 0.0
 
 
@@ -86,7 +85,6 @@ class Cell:
                     samples=samples,
                     joint=joint,
                     mirror=setting.mirror,
-                    steps=setting.steps,
                     gradients=setting.gradients,
                     importance=self.criterion,
                 )
@@ -149,7 +147,6 @@ def _facts(setting: Setting, cell: Cell) -> dict[str, object]:
         **asdict(cell),
         "joint": setting.joint,
         "mirror": setting.mirror,
-        "steps": setting.steps,
         "gradients": setting.gradients,
     }
 
@@ -253,7 +250,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
     parser.add_argument("--joint", type=int, default=0, help="rounds for two layers in a row")
     parser.add_argument("--mirror", action="store_true", help="remove-and-refit: mirrored images")
-    parser.add_argument("--steps", type=int, default=1, help="remove-and-refit: cuts one by one")
     parser.add_argument("--gradients", type=float, default=0.0, help="remove-and-refit: weights")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     given = parser.parse_args()
@@ -270,7 +266,6 @@ def main() -> None:
         given.inputs,
         given.joint,
         given.mirror,
-        given.steps,
         given.gradients,
     )
     known = {tuple(row.get(key, _FIRST.get(key)) for key in _KEY) for row in _read(given.to)}

@@ -8,7 +8,7 @@ from typing import ClassVar
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Pass, Promise
-from graphopt.refit import Settings, forget_traces, noted_traces, refit, traces_are_current
+from graphopt.refit import Settings, noted_traces, refit, traces_are_current, write_traces
 
 __all__ = ["Refit"]
 
@@ -25,8 +25,8 @@ class Refit(Pass):
     follows, `rounds` refinements fit what passes it. With `joint`, a layer that alone reads another
     one through activations or pools is refined together with it, in so many rounds of alternating
     least squares, none of which makes the error larger. With `gradients`, up to 1, places count by
-    that power of the outputs' squared gradient there. The network must be as remove-channels has
-    left it.
+    that power of the outputs' squared gradient there. The network must have the structure that
+    remove-channels has left; it may have been trained since.
     """
 
     name: ClassVar[str] = "refit"
@@ -69,7 +69,8 @@ class Refit(Pass):
             ),
             progress=lambda part: context.progress("refitting", part),
         )
-        forget_traces(graph)
+        if traces:
+            write_traces(graph, traces)  # biases may have been added
         context.notes["refitted"] = {
             name: {"before": before, "after": after} for name, (before, after) in fit.errors.items()
         }

@@ -16,16 +16,14 @@ from graphopt.data import Dataset
 from graphopt.data.mirroring import mirrored
 from graphopt.errors import BudgetError, DataError, RecipeError
 from graphopt.ir import Graph
-from graphopt.passbase import Context, Need, Pass, Promise
+from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.refit import (
     Curve,
     Ordering,
     Settings,
-    Traces,
     choices_of,
     curves,
     fit_budget,
-    merged_traces,
     ordering_of,
     refit,
     surgeon,
@@ -50,8 +48,7 @@ class RemoveAndRefit(Pass):
     are least off (block-wise optimal brain surgeon). How many go of each family is what costs the
     outputs least: a few widths of every family, cut alone and refitted, are measured on
     calibration inputs. Then the whole network is refitted from the front as by `refit`, whose
-    options `samples`, `rounds`, `damping`, `joint` and `gradients` are. In several `steps`, each
-    cuts by the same factor and judges anew, and the last one refits jointly.
+    options `samples`, `rounds`, `damping`, `joint` and `gradients` are.
 
     Another `importance` than surgeon is a criterion of `remove-channels`, by whose scores the
     channels go instead; those that judge what a layer reads look at it in the network as it is cut
@@ -63,7 +60,6 @@ class RemoveAndRefit(Pass):
     promise: ClassVar[Promise] = Promise.LOSSY
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
     macs: float = 0.5
-    steps: int = 1
     align: int = 1
     samples: int = 1024
     rounds: int = 6
@@ -79,7 +75,6 @@ class RemoveAndRefit(Pass):
         for key, number in (
             ("align", self.align),
             ("samples", self.samples),
-            ("steps", self.steps),
         ):
             if number < 1:
                 raise RecipeError(f"{self.name}: {key} must be at least 1, got {number}")
@@ -101,33 +96,26 @@ class RemoveAndRefit(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         data = self._inputs(context)
         prepare(graph)
-        original, total = graph.clone(), macs_of(couple(graph)).total
-        traces: Traces = {}
-        families: dict[str, np.ndarray] = {}
-        for number in range(self.steps):
-            last = number == self.steps - 1
-            coupling = couple(graph)
-            part = macs_of(coupling).total / max(total, 1.0)  # that earlier steps have left
-            target = self.macs ** ((number + 1) / self.steps) / part
-            found, fitted, ordering = self._decided(coupling, data, target, context)
-            later, now = choices_of(coupling, found, fitted.plan, ordering)
-            traces = merged_traces(traces, traces_of(coupling, now))
-            remove(graph, coupling, now)
-            fit = refit(
-                graph,
-                original,
-                traces,
-                data,
-                self._settings(context, joint=self.joint if last else 0),
-                later,
-                lambda done: context.progress("refitting", done),
-            )
-            traces = merged_traces(traces, fit.traces)
-            for name, kept in {**now, **fit.picked}.items():
-                chosen = np.asarray(kept, np.int64)
-                families[name] = families[name][chosen] if name in families else chosen
-        context.notes["families"] = {name: kept.tolist() for name, kept in families.items()}
-        context.notes["left"] = left = fitted.left * part
+        coupling = couple(graph)
+        found, fitted, ordering = self._decided(coupling, data, context)
+        later, now = choices_of(coupling, found, fitted.plan, ordering)
+        original, traces = graph.clone(), traces_of(coupling, now)
+        remove(graph, coupling, now)
+        fit = refit(
+            graph,
+            original,
+            traces,
+            data,
+            self._settings(context),
+            later,
+            lambda part: context.progress("refitting", part),
+        )
+        families: dict[str, Note] = {
+            **{name: [int(channel) for channel in kept] for name, kept in now.items()},
+            **{name: list(kept) for name, kept in fit.picked.items()},
+        }
+        context.notes["families"] = families
+        context.notes["left"] = fitted.left
         context.notes["refitted"] = {
             name: {"before": first, "after": last} for name, (first, last) in fit.errors.items()
         }
@@ -138,13 +126,13 @@ class RemoveAndRefit(Pass):
         context.notes["left_alone"] = dict(fit.left_alone)
         if not fitted.met:
             context.notes["unmet"] = [
-                f"macs {self.macs:g}: the least that a cut can leave is {left:.3f}"
+                f"macs {self.macs:g}: the least that a cut can leave is {fitted.left:.3f}"
             ]
 
     def _decided(
-        self, coupling: Coupling, data: Dataset, target: float, context: Context
+        self, coupling: Coupling, data: Dataset, context: Context
     ) -> tuple[Mapping[str, Curve], Fitted, Ordering]:
-        """What each family costs, and the widths that leave at most `target` of the work."""
+        """What each family costs, and the widths that meet the budget."""
         if not coupling.families:
             raise BudgetError(f"{self.name}: {_why_nothing(coupling)}")
         ordering = self._ordering(coupling, data, context)
@@ -157,7 +145,7 @@ class RemoveAndRefit(Pass):
             ordering,
             lambda part: context.progress("judging channels", part),
         )
-        fitted = self._fitted(coupling, found, target)
+        fitted = self._fitted(coupling, found)
         if needed > len(data) and not fitted.met:
             raise DataError(
                 f"{self.name}: {len(data)} inputs are too few to judge all families; give at "
@@ -167,9 +155,9 @@ class RemoveAndRefit(Pass):
             raise BudgetError(f"{self.name}: no layer that sums over a family can be solved anew")
         return found, fitted, ordering
 
-    def _settings(self, context: Context, *, joint: int = 0) -> Settings:
+    def _settings(self, context: Context) -> Settings:
         return Settings(
-            self.damping, self.rounds, joint, self.gradients, context.seed, context.threads
+            self.damping, self.rounds, self.joint, self.gradients, context.seed, context.threads
         )
 
     def _inputs(self, context: Context) -> Dataset:
@@ -190,12 +178,12 @@ class RemoveAndRefit(Pass):
             progress=lambda part: context.progress("measuring channels", part),
         )
 
-    def _fitted(self, coupling: Coupling, found: Mapping[str, Curve], target: float) -> Fitted:
+    def _fitted(self, coupling: Coupling, found: Mapping[str, Curve]) -> Fitted:
         families = [family for family in coupling.families if family.name in found]
         scores = {family.name: _scores(family, found[family.name]) for family in families}
         errors = {name: curve.errors for name, curve in found.items()}
         return fit_budget(
-            Candidates(families, scores, self.align), errors, macs_of(coupling).left, target
+            Candidates(families, scores, self.align), errors, macs_of(coupling).left, self.macs
         )
 
 

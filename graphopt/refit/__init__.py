@@ -9,7 +9,6 @@ from graphopt.refit.ordering import Ordering, ordering_of, surgeon
 from graphopt.refit.picking import Choice
 from graphopt.refit.tracing import (
     Traces,
-    forget_traces,
     merged_traces,
     noted_traces,
     traces_are_current,
@@ -28,7 +27,6 @@ __all__ = [
     "choices_of",
     "curves",
     "fit_budget",
-    "forget_traces",
     "merged_traces",
     "noted_traces",
     "ordering_of",

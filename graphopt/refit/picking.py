@@ -12,7 +12,7 @@ from graphopt.coupling import couple, remove
 from graphopt.ir import Graph
 from graphopt.refit.frontier import Frontier
 from graphopt.refit.solving import Moments, Reader, eliminate
-from graphopt.refit.tracing import Traces, traces_of
+from graphopt.refit.tracing import traces_of
 
 __all__ = ["Choice", "pick"]
 
@@ -37,8 +37,8 @@ class Choice:
 
 def pick(
     frontier: Frontier, choice: Choice, moments: Moments, damping: float
-) -> tuple[list[int], npt.NDArray[np.int64], Traces]:
-    """Cut the family of the frontier's graph; the channels, columns and indices that stay."""
+) -> tuple[list[int], npt.NDArray[np.int64]]:
+    """Cut the family of the frontier's graph; the channels and the columns that stay."""
     graph: Graph = frontier.graph
     reader = Reader(moments.taking(choice.columns), choice.per_channel)
     order = choice.order(reader)
@@ -49,7 +49,6 @@ def pick(
     own[gone] = False
     coupling = couple(graph)
     plan = {choice.family: kept}
-    traces = traces_of(coupling, plan)
-    frontier.forget(traces)
+    frontier.forget(traces_of(coupling, plan))
     remove(graph, coupling, plan)
-    return kept, np.sort(choice.columns[stays]), traces
+    return kept, np.sort(choice.columns[stays])

@@ -16,7 +16,7 @@ from graphopt.refit.goals import Goal, goal_of
 from graphopt.refit.layers import Doubles, Floats, Layer, check_weights, find_layer, layer_before
 from graphopt.refit.picking import Choice, pick
 from graphopt.refit.solving import Chunk, Moments, least_squares, rectified
-from graphopt.refit.tracing import Traces, merged_traces
+from graphopt.refit.tracing import Traces
 
 __all__ = ["Fit", "Settings", "changed_layers", "refit"]
 
@@ -56,8 +56,6 @@ class Fit:
     """The same for layers that were solved with the one before them, of what passes a ReLU."""
     picked: dict[str, list[int]] = field(default_factory=dict)
     """For each family that was cut on the way, the channels that stay."""
-    traces: Traces = field(default_factory=dict)
-    """What that leaves of tensors."""
     needed: int = 0
     """Inputs that the layers left alone for want of rows would need."""
 
@@ -269,9 +267,8 @@ def _picked(
 ) -> tuple[_Task, Moments, Doubles]:
     """Cut the family that the layer reads; what is left of the task."""
     assert task.choice is not None, "there is a family to cut"
-    kept, columns, traces = pick(task.cut, task.choice, moments, settings.damping)
+    kept, columns = pick(task.cut, task.choice, moments, settings.damping)
     fit.picked[task.choice.family] = kept
-    fit.traces = merged_traces(fit.traces, traces)
     maker = task.cut.graph.producer(task.layer.node.outputs[0].name)
     layer = None if maker is None else find_layer(task.cut.graph, maker)
     assert layer is not None, "a layer that was cut is a layer still"

@@ -12,7 +12,7 @@ from graphopt.cost import cost
 from graphopt.coupling import couple, prepare, remove
 from graphopt.data import Dataset
 from graphopt.errors import BudgetError, DataError, RecipeError
-from graphopt.ir import Array, Graph
+from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.passbase import Context
 from graphopt.refit import merged_traces, noted_traces, traces_are_current, traces_of, write_traces
 from passes.refit import Refit
@@ -121,7 +121,6 @@ def test_refit_of_cut_shortcut_and_depthwise_channels_lowers_the_error() -> None
     assert noted_traces(graph)["s2"][1].tolist() == [0, 2, 3, 5, 6, 7]
     Refit().run(graph, Context(original=original, calibration=inputs()))
     graph.verify()
-    assert not noted_traces(graph)
     assert relative_error(graph, original) < 0.5 * before
 
 
@@ -137,6 +136,12 @@ def test_changes_between_the_cut_and_the_refit_are_refused() -> None:
     graph = original.clone()
     cut(graph, {"w1": [1, 3, 5, 7]})
     graph.set_constant("b2", 2 * graph.constants()["b2"])
+    Refit().run(graph, Context(original=original, calibration=inputs()))
+    (pool,) = [node for node in graph.nodes if node.op == "Flatten"]
+    names = (pool.inputs[0].name,), (pool.outputs[0].name,)
+    graph.apply(
+        Edit(remove=(pool,), add=(NewNode("Squeeze", (*names[0], np.array([2, 3])), names[1]),))
+    )
     with pytest.raises(RecipeError, match="put refit right behind remove-channels"):
         Refit().run(graph, Context(original=original, calibration=inputs()))
     RemoveChannels(ratio=0.25).run(graph, Context(original=original))
@@ -144,20 +149,24 @@ def test_changes_between_the_cut_and_the_refit_are_refused() -> None:
         Refit().run(graph, Context(original=original, calibration=inputs()))
 
 
-def test_two_cuts_are_refitted_at_once() -> None:
+@pytest.mark.parametrize("between", [False, True])
+def test_two_cuts_are_refitted(*, between: bool) -> None:
     original = redundant()
     graph = original.clone()
     for _ in range(2):
         RemoveChannels(ratio=0.25).run(graph, Context(original=original))
+        if between:
+            Refit().run(graph, Context(original=original, calibration=inputs()))
     traces = noted_traces(graph)
     kept = traces["c1"][1]
     (row,) = [node for node in graph.nodes if node.outputs[0].name == "c1"]
     inner = traces["r0"][1] if "r0" in traces else slice(None)
     left = graph.constants()[row.inputs[1].name]
-    np.testing.assert_array_equal(left, original.constants()["w1"][kept][:, inner])
+    if not between:
+        np.testing.assert_array_equal(left, original.constants()["w1"][kept][:, inner])
     before = relative_error(graph, original)
     Refit().run(graph, Context(original=original, calibration=inputs()))
-    assert relative_error(graph, original) < before
+    assert relative_error(graph, original) < (1.01 if between else 1.0) * before
 
 
 def test_untouched_network_stays_as_it_is() -> None:
@@ -197,25 +206,6 @@ def test_remove_and_refit_finds_what_is_redundant() -> None:
     assert "w1" in families
 
 
-def test_steps_end_at_the_budget_with_indices_of_the_original() -> None:
-    original = redundant()
-    graph = original.clone()
-    context = Context(original=original, calibration=inputs(128))
-    RemoveAndRefit(macs=0.4, steps=2).run(graph, context)
-    graph.verify()
-    left = context.notes["left"]
-    assert isinstance(left, float)
-    np.testing.assert_allclose(cost(graph).macs / cost(original).macs, left, rtol=0.01)
-    assert left <= 0.4
-    assert relative_error(graph, original) < 0.5
-    families = context.notes["families"]
-    assert isinstance(families, dict)
-    for name, kept in families.items():
-        assert isinstance(kept, list)
-        assert len(kept) == len(set(map(str, kept)))
-        assert graph.constants()[name].shape[0] == len(kept)
-
-
 @pytest.mark.parametrize("importance", ["l1", "apoz", "reconstruction", "lasso"])
 def test_remove_and_refit_by_another_criterion(importance: str) -> None:
     original = redundant()
@@ -247,8 +237,6 @@ def test_too_few_inputs_to_reach_the_budget_says_how_many() -> None:
 def test_bad_options() -> None:
     with pytest.raises(RecipeError, match="macs must be between 0 and 1"):
         RemoveAndRefit(macs=1.0)
-    with pytest.raises(RecipeError, match="steps must be at least 1"):
-        RemoveAndRefit(steps=0)
     with pytest.raises(RecipeError, match="joint must not be negative"):
         RemoveAndRefit(joint=-1)
     with pytest.raises(RecipeError, match="importance must be one of surgeon, activation"):
