@@ -1,9 +1,9 @@
 """Print how much of a classifier's accuracy training brings back after a cut, by time spent.
 
-python -m models.recovery PRUNED.onnx ORIGINAL.onnx --minutes 10 30 --threads 0
+python -m models.recovery 'remove-channels{macs=0.5}' ORIGINAL.onnx --minutes 10 30 --threads 0
 
-PRUNED is what `remove-channels` left, before any refit: its own note says what was cut, which a
-refit needs.
+The cut is a list of passes, or a pruned file. Which channels are left is known of the first only,
+so that files are not refitted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphopt import data as datasets
 from graphopt.cost import cost
@@ -20,7 +20,7 @@ from graphopt.data import Dataset
 from graphopt.ir import Graph
 from graphopt.manager.judge import input_specs
 from graphopt.notation import parse
-from graphopt.passbase import Context
+from graphopt.passbase import Context, Pass
 from graphopt.refit import noted_traces
 from models.factorize_table import top1
 from passes.refit import Refit
@@ -54,11 +54,17 @@ class Bench:
             Refit(samples=refit).run(graph, self.context())
         return graph, time.perf_counter() - began
 
-    def trained(self, start: Graph, step: str) -> tuple[float, dict[str, object]]:
-        """Top-1 in percent after a pass, and what the pass notes."""
+    def after(self, passes: str) -> Graph:
+        """The original, cut."""
+        graph = self.original.clone()
+        for step in (step for stage in parse(passes) for step in stage):
+            step.run(graph, self.context())
+        return graph
+
+    def trained(self, start: Graph, step: Pass) -> tuple[float, dict[str, object]]:
+        """Top-1 in percent after training, and what the pass notes."""
         graph, context = start.clone(), self.context()
-        for each in (step for stage in parse(step) for step in stage):
-            each.run(graph, context)
+        step.run(graph, context)
         return top1(graph, self.test), dict(context.notes)
 
 
@@ -75,7 +81,7 @@ def rows(bench: Bench, base: float, given: argparse.Namespace) -> Iterator[str]:
             for length in given.lengths:
                 bound = f"{'epochs' if given.epochs else 'minutes'}={length}"
                 step = f"{method}{{{','.join([bound, *extra])}}}"
-                found, notes = bench.trained(start, step)
+                found, notes = bench.trained(start, parse(step)[0][0])
                 yield (
                     f"{first:20} {method:10} {length:8g} {found:8.2f} {base - found:8.2f} "
                     f"{notes['epochs']:8} {notes['seconds']:8} {notes['format']}, kept step "
@@ -90,7 +96,7 @@ def _progress(what: str, part: float) -> None:
 
 def _read() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
+    parser.add_argument("cut", help="passes, or PRUNED.onnx")
     parser.add_argument("original")
     parser.add_argument("--data", default="cifar10:train", help="trains; labels only finetune")
     parser.add_argument("--test", default="cifar10:test")
@@ -113,16 +119,18 @@ def _read() -> argparse.Namespace:
 def main() -> None:
     """Read the arguments and print the table as it comes."""
     given = _read()
-    original, pruned = Graph.load(given.original), Graph.load(given.model)
+    original = Graph.load(given.original)
     specs = input_specs(original)
     train, test = (
         datasets.open(spec, preprocess=given.preprocess, seed=given.seed).bind(specs)
         for spec in (given.data, given.test)
     )
-    bench = Bench(pruned, original, train, test, given.device, given.threads, given.seed)
+    bench = Bench(original, original, train, test, given.device, given.threads, given.seed)
+    pruned = Graph.load(given.cut) if given.cut.endswith(".onnx") else bench.after(given.cut)
+    bench = replace(bench, pruned=pruned)
     ratio = cost(pruned).macs / cost(original).macs
     base = top1(original, test)
-    print(f"{given.model}: {ratio:.3f} of the MACs; original {base:.2f} %; {len(train)} rows train")
+    print(f"{given.cut}: {ratio:.3f} of the MACs; original {base:.2f} %; {len(train)} rows train")
     head = ("start", "training", "epochs" if given.epochs else "minutes", "top-1 %", "drop")
     print("{:20} {:10} {:>8} {:>8} {:>8} {:>8} {:>8}".format(*head, "epochs", "seconds"))
     for line in rows(bench, base, given):

@@ -15,6 +15,7 @@ from graphopt.manager import PassManager
 from graphopt.notation import parse as parse_passes
 from graphopt.notation import spec
 from graphopt.passbase import Context
+from graphopt.refit import noted_traces
 from graphopt.registry import build
 from passes.distill import Distill
 from tests.asserting import parse, run_model
@@ -106,3 +107,20 @@ def test_a_killed_run_leaves_a_checkpoint_in_the_work_directory(tmp_path: Path) 
     )
     assert any(seen)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_what_a_cut_and_what_pruning_notes_are_apart() -> None:
+    """Channels are removed, weights pruned, and what is left is trained with hints."""
+    teacher = small()
+    graph = teacher.clone()
+    context = Context(original=teacher, calibration=images(200))
+    for step in parse_passes(
+        "remove-channels{ratio=0.3,align=1},prune-weights{sparsity=0.5,epochs=1}"
+    )[0]:
+        step.run(graph, context)
+    assert noted_traces(graph)
+    pruned = {name: array == 0 for name, array in graph.constants().items()}
+    assert sum(int(zeros.sum()) for zeros in pruned.values()) > 20
+    replace(QUICK, hints=1.0).run(graph, context)
+    for name, array in graph.constants().items():
+        np.testing.assert_array_equal(array[pruned[name]] != 0, 0)
