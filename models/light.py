@@ -9,19 +9,20 @@ import onnx.backend.test
 
 from graphopt.ir import Array, Graph
 
-__all__ = ["draw_light_models"]
+__all__ = ["LIGHT", "draw_light_model"]
+
+_FOLDER = Path(onnx.backend.test.__file__).parent / "data" / "light"
+
+LIGHT = tuple(sorted(path.name for path in _FOLDER.glob("*.onnx")))
+"""The files of the networks."""
 
 
-def draw_light_models(folder: Path, pattern: str = "*") -> list[Path]:
-    """Write those of the nine networks that a pattern names to a folder; return their paths."""
-    source = Path(onnx.backend.test.__file__).parent / "data" / "light"
-    paths = []
-    for seed, path in enumerate(sorted(source.glob(f"{pattern}.onnx"))):
-        graph = Graph.load(path)
-        _draw(graph, np.random.default_rng(seed))
-        paths.append(folder / path.name)
-        graph.save(paths[-1])
-    return paths
+def draw_light_model(name: str, folder: Path) -> Path:
+    """Write one of the networks to a folder; return its path."""
+    graph = Graph.load(_FOLDER / name)
+    _draw(graph, np.random.default_rng(LIGHT.index(name)))
+    graph.save(folder / name)
+    return folder / name
 
 
 def _draw(graph: Graph, rng: np.random.Generator) -> None:

@@ -30,7 +30,7 @@ from graphopt.cost import cost
 from graphopt.errors import GraphoptError
 from graphopt.ir import Graph
 from graphopt.runtime import BenchPlan, Session, bench, runnable_feeds
-from models.light import draw_light_models
+from models.light import LIGHT, draw_light_model
 from models.prune_synthetic import write_synthetic
 
 __all__ = ["main"]
@@ -240,12 +240,17 @@ def arguments() -> argparse.Namespace:
 
 def networks(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Path, str | None]]:
     """Files, with the name of the module they were traced from, if there is one."""
-    paths = [*sorted(options.models.resolve().glob("*.onnx")), *draw_light_models(folder)]
-    yield from ((path, None) for path in paths)
+
+    def wanted(name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in options.only)
+
+    files = sorted(options.models.resolve().glob("*.onnx"))
+    yield from ((path, None) for path in files if wanted(path.name))
+    yield from ((draw_light_model(name, folder), None) for name in LIGHT if wanted(name))
     from models.architectures import ARCHITECTURES, traced  # torch, not needed for files
 
     for name in ARCHITECTURES:
-        if any(fnmatch(f"{name}.onnx", pattern) for pattern in options.only):
+        if wanted(f"{name}.onnx"):
             yield traced(name, folder), name
 
 
@@ -267,9 +272,8 @@ def main() -> None:
         rows = read(options.json)
         tools = options.tools or ("graphopt", *(PEERS if options.peer_python else ()))
         for path, module in networks(options, folder):
-            wanted = any(fnmatch(path.name, pattern) for pattern in options.only)
             known = set(rows.get(path.name, {}))
-            if not wanted or (known >= set(tools) and not options.again):
+            if known >= set(tools) and not options.again:
                 continue
             missing = tools if options.again else [tool for tool in tools if tool not in known]
             found = measure(path, module, options, missing)
