@@ -31,8 +31,8 @@ from passes.slim import Slim
 __all__ = ["main"]
 
 _BATCH = 500
-_SMALL = 0.05
-"""Scales below it are counted as faded."""
+_SMALL = 1e-3
+"""Scales below it are counted as faded: a layer before a BatchNorm does with small ones too."""
 
 
 def error(graph: Graph, dataset: Dataset) -> float:

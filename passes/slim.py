@@ -20,7 +20,7 @@ from graphopt.train import Plan
 
 __all__ = ["Slim"]
 
-_SMALL = 0.05
+_SMALL = 1e-3
 """A scale below this part of the mean that scales had before is taken to be gone."""
 
 

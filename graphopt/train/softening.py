@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 
 from graphopt.coupling import Coupling, Family, Member
-from graphopt.coupling.allocation import Candidates, uniform
+from graphopt.coupling.allocation import Candidates
 from graphopt.coupling.importance import importance
+from graphopt.coupling.selection import balanced
 from graphopt.coupling.statistics import Statistics
 from graphopt.ir import Graph
 from graphopt.rewrite.linear import linear_layer
@@ -85,7 +86,7 @@ class SoftZeros(Hook):
             assert found is not None, "a family has weights"
             scores[family.name] = found
         candidates = Candidates(self.families, scores, self.align)
-        plan = candidates.plan(uniform(candidates)(self.ratio))
+        plan = candidates.plan(balanced(self.families, self.ratio, self.align))
         return {
             family.name: np.setdiff1d(np.arange(family.size), plan.get(family.name, range(0)))
             if family.name in plan
