@@ -76,13 +76,20 @@ from passes.quantize_static import QuantizeStatic
 graph = go.load(model)
 data = Dataset.from_arrays(feeds).bind(input_specs(graph))
 step = QuantizeStatic(calibrator="{calibrator}", samples=count, settled=None, pays=False)
-step.run(graph, Context(original=graph.clone(), calibration=data))
+original = graph.clone()
+step.run(graph, Context(original=original, calibration=data))
 graph.save(out)
 """
 )
 
+_CORRECTED = """from passes.correct_bias import CorrectBias
+CorrectBias(samples=64).run(graph, Context(original=original, calibration=data))
+graph.save"""
+"""What the recipe int8 does besides."""
+
 PROGRAMS: Mapping[str, str] = {
     **{f"graphopt-{c}": _OURS.replace("{calibrator}", c) for c in ("best", "minmax", "mse")},
+    "graphopt-int8": _OURS.replace("{calibrator}", "best").replace("graph.save", _CORRECTED),
     **{
         f"ort-{method.lower()}": _ORT.replace("{method}", method)
         for method in ("MinMax", "Entropy", "Percentile")
