@@ -11,19 +11,18 @@ import yaml
 
 from graphopt.errors import RecipeError
 from graphopt.passbase import Pass
-from graphopt.registry import build
 
 __all__ = ["parse", "spec"]
 
 _WORD = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*")
 
 
-def parse(text: str) -> list[list[Pass]]:
-    """Read "a,b{ratio=0.5};c": `,` joins passes of one stage, `;` ends a stage.
+def parse(text: str) -> list[object]:
+    """Read "a,b{ratio=0.5};c" as the stages of a recipe file: [["a", {"b": ..}], "c"].
 
-    Option values are YAML scalars or lists. The inverse is `spec`.
+    `,` joins passes of one stage, `;` ends a stage; option values are YAML scalars or lists.
     """
-    stages: list[list[Pass]] = [[]]
+    stages: list[list[object]] = [[]]
     rest = text
     while True:
         word = _WORD.match(rest)
@@ -34,10 +33,10 @@ def parse(text: str) -> list[list[Pass]]:
         if rest.startswith("{"):
             inner, rest = _braced(rest, text)
             options = _options(inner, word[1])
-        stages[-1].append(build(word[1], options))
+        stages[-1].append({word[1]: options} if options else word[1])
         rest = rest.lstrip()
         if not rest or rest == ";":
-            return stages
+            return [stage[0] if len(stage) == 1 else stage for stage in stages]
         if rest[0] not in ",;":
             raise RecipeError(f"passes {text!r}: expected ',' or ';' before {rest[:20]!r}")
         if rest[0] == ";":
@@ -80,7 +79,7 @@ def _split(inner: str) -> list[str]:
 
 
 def spec(step: Pass) -> str:
-    """The text that `parse` turns into an equal pass; options at their default are left out."""
+    """The text that stands for a pass; options at their default are left out."""
     shown = []
     for entry in dataclasses.fields(step):
         value = getattr(step, entry.name)

@@ -12,11 +12,12 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from graphopt import registry
+from graphopt import recipe, registry
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.notation import parse, spec
 from graphopt.passbase import Context, Pass, Promise
+from graphopt.recipe import load_recipe, read_steps
 from graphopt.registry import build, catalog, load_class
 
 
@@ -51,7 +52,8 @@ class Options(Pass):
 @pytest.fixture
 def options(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = registry.Entry("options", f"{__name__}:Options", "tests")
-    monkeypatch.setattr(registry, "catalog", lambda: {"options": entry})
+    for module in (registry, recipe):
+        monkeypatch.setattr(module, "catalog", lambda: {"options": entry})
     monkeypatch.setitem(__import__("sys").modules, __name__, inspect.getmodule(Options))
 
 
@@ -107,15 +109,19 @@ def test_unknown_pass_suggests_the_nearest() -> None:
     ],
 )
 def test_text_and_pass_are_inverse(text: str) -> None:
-    ((made,),) = parse(text)
+    ((made,),) = (stage.passes for stage in read_steps(parse(text)))
     assert spec(made) == text
-    assert parse(spec(made)) == [[made]]
 
 
 @pytest.mark.usefixtures("options")
 def test_comma_joins_and_semicolon_ends_a_stage() -> None:
-    stages = parse("options,options{count=2}; options")
-    assert [len(stage) for stage in stages] == [2, 1]
+    stages = read_steps(parse("options,options{count=2}; options"))
+    assert [len(stage.passes) for stage in stages] == [2, 1]
+
+
+def test_recipe_stands_between_semicolons() -> None:
+    stages = read_steps(parse("fold-batch-norm; cleanup"))
+    assert stages[1:] == load_recipe("cleanup").stages
 
 
 @pytest.mark.usefixtures("options")

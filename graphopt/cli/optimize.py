@@ -37,7 +37,9 @@ __all__ = ["optimize"]
     "--recipe",
     help="A recipe by name, or a YAML file. Default: int8 with --data, else lossless.",
 )
-@click.option("--passes", help='Passes instead: "a,b{option=value};c" (; ends a stage).')
+@click.option(
+    "--passes", help='Passes instead: "a,b{option=value};c" (; ends a stage; c may be a recipe).'
+)
 @data_option
 @click.option("--eval-data", help="Inputs that measure; default: half of --data, held out.")
 @preprocess_option
@@ -175,11 +177,10 @@ def _manager(job: Job) -> PassManager:
     """Resolve every pass and option; without any, the recipe that is safe without being asked."""
     from graphopt.manager import PassManager
     from graphopt.notation import parse
-    from graphopt.recipe import Recipe, Stage, load_recipe
+    from graphopt.recipe import Recipe, load_recipe, read_steps
 
     if job.recipe is not None and job.passes is not None:
         raise RecipeError("--recipe and --passes: give one of them")
     if job.passes is None:
         return PassManager(load_recipe(job.recipe or ("int8" if job.data else "lossless")))
-    stages = tuple(Stage(tuple(steps)) for steps in parse(job.passes) if steps)
-    return PassManager(Recipe("--passes", "", stages))
+    return PassManager(Recipe("--passes", "", read_steps(parse(job.passes))))
