@@ -42,9 +42,9 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         f"steps=4, epochs=3, rate=0.03, {_TRAINING}}}",
     },
     "lenet-5": {
-        "deep-compression": f"prune-weights{{sparsity=0.96, course=surgery, until=0.5, epochs=8, "
-        f"rate=0.05, {_TRAINING}}}; share-weights{{bits=5, conv_bits=6}}; "
-        f"finetune{{epochs=1, rate=0.003, {_TRAINING}}}",
+        "deep-compression": f"prune-weights{{sparsity=0.93, course=surgery, until=0.4, epochs=5, "
+        f"rate=0.02, {_TRAINING}}}; share-weights{{bits=5, conv_bits=6}}; "
+        f"finetune{{epochs=0.5, rate=0.002, {_TRAINING}}}",
         "dynamic-network-surgery": f"prune-weights{{sparsity=0.9908, course=surgery, epochs=12, "
         f"rate=0.05, {_TRAINING}}}",
         "han-2015": f"prune-weights{{sparsity=0.9167, allocation=deviation, course=iterative, "
