@@ -16,6 +16,7 @@ from graphopt.quantize.opening import (
     gains_of,
     narrow_activations,
     open_weights,
+    widen_activations,
 )
 from graphopt.quantize.upgrading import require_opset
 from graphopt.runtime import observe
@@ -36,7 +37,7 @@ class TrainQuantized(Plan, Lesson, Pass):
     with gradients passed through; the steps of weights and activations are learned too (Esser et
     al. 2020). `weight_bits` and `activation_bits` are 8 or 4; the first and the last layer keep 8.
     Then weights and biases are stored again. ONNX Runtime computes on 8 bits: 4 bits make the
-    file smaller, or are for other targets.
+    file smaller, or are for other targets; activations of 4 bits take a byte, behind a Clip.
 
     How it is trained is said as for `distill`; no labels are needed.
     """
@@ -70,8 +71,10 @@ class TrainQuantized(Plan, Lesson, Pass):
             raise ModelError(
                 f"{self.name}: no layer has a stored weight; quantize-static comes before"
             )
+        narrowed: list[str] = []
         if self.activation_bits < 8:
-            narrow_activations(work, self.activation_bits, self._values(work, context))
+            values = self._values(work, context)
+            narrowed = narrow_activations(work, self.activation_bits, values)
         history = train.distill(
             work,
             context.original,
@@ -82,6 +85,7 @@ class TrainQuantized(Plan, Lesson, Pass):
             hooks=(train.StepSizes(gains_of(work, opened)),),
         )
         close_weights(work, opened)
+        widen_activations(work, narrowed)
         graph.adopt(work)
         context.notes.update(history.as_notes())
         if history.stopped is not None:

@@ -7,7 +7,7 @@ are floats: the torch view makes the pair a fake quantization that passes gradie
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,14 @@ from graphopt.quantize.scales import fit_grid
 from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers
 from graphopt.rewrite.matching import is_op
 
-__all__ = ["Opened", "close_weights", "gains_of", "narrow_activations", "open_weights"]
+__all__ = [
+    "Opened",
+    "close_weights",
+    "gains_of",
+    "narrow_activations",
+    "open_weights",
+    "widen_activations",
+]
 
 _WEIGHTS: Mapping[int, Format] = {4: replace(INT4, low=-8), 8: INT8}
 _ACTIVATIONS: Mapping[int, Format] = {4: UINT4, 8: UINT8}
@@ -145,13 +152,42 @@ def narrow_activations(graph: Graph, bits: int, peaks: Mapping[str, Array]) -> l
     for scale, (zero, tensors) in _grids(graph).items():
         if scale in kept or not any(name in peaks for name in tensors):
             continue
+        # The ends of the old grid clamp for an activation that was absorbed, so they hold here too.
+        low, high = _limits(graph, scale, zero)
         values = np.concatenate([peaks[name].reshape(-1) for name in tensors if name in peaks])
+        values = np.clip(values, low, high)
         grid = fit_grid(values[np.newaxis], form, 0, centred=False)
         graph.set_constant(scale, np.asarray(grid.scale.reshape(()), np.float32))
         graph.set_constant(zero, grid.zero.reshape(()))
         changed.append(scale)
     graph.reshape_notice()
     return changed
+
+
+def _limits(graph: Graph, scale: str, zero: str) -> tuple[np.float32, np.float32]:
+    """The least and the largest value on a grid of activations."""
+    step, origin = (graph.constants()[name] for name in (scale, zero))
+    form = _ACTIVATIONS[4 if "4" in origin.dtype.name else 8]
+    low, high = Grid(np.asarray(step, np.float32), origin, form).limits()
+    return np.float32(low), np.float32(high)
+
+
+def widen_activations(graph: Graph, scales: Sequence[str]) -> None:
+    """Let codes of 4 bits take a byte, behind a Clip to their range.
+
+    ONNX Runtime's optimizer makes invalid models of 4-bit activations.
+    """
+    for scale, (zero, _) in _grids(graph).items():
+        if scale not in scales:
+            continue
+        bounds = tuple(np.array(bound) for bound in _limits(graph, scale, zero))
+        origin = graph.constants()[zero]
+        for node in [n for n in graph.consumers(scale) if is_op(n, "QuantizeLinear")]:
+            data, clipped = str(node.inputs[0].name), graph.fresh(f"{node.inputs[0].name}_held")
+            clip = NewNode("Clip", (data, *bounds), (clipped,))
+            graph.apply(Edit(remove=(node,), add=(clip, _again(node, {0: clipped}))))
+        graph.set_constant(zero, origin.astype(UINT8.dtype))
+    graph.reshape_notice()
 
 
 def _grids(graph: Graph) -> dict[str, tuple[str, list[str]]]:
