@@ -100,5 +100,6 @@ def identity(
 
 
 def _told(part: object) -> str:
-    """A text for an objective or a hook that is the same in every process."""
-    return repr(part) if is_dataclass(part) else f"{type(part).__module__}.{type(part).__name__}"
+    """A text for a seed, an objective or a hook that is the same in every process."""
+    plain = is_dataclass(part) or isinstance(part, int)
+    return repr(part) if plain else f"{type(part).__module__}.{type(part).__name__}"

@@ -153,11 +153,12 @@ def test_a_checkpoint_of_another_training_is_not_taken(tmp_path: Path) -> None:
     resources = replace(ALONE, checkpoints=tmp_path)
     with pytest.raises(Stop):
         fit(perceptron(), vectors(), CrossEntropy(), plan, resources=resources, hooks=[StopAt(1)])
-    other = replace(plan, rate=0.01)
-    history = fit(
-        perceptron(), vectors(), CrossEntropy(), other, resources=resources, hooks=[StopAt(9)]
-    )
-    assert history.resumed_step == 0
+    for other, seed in ((replace(plan, rate=0.01), 0), (plan, 1)):
+        means = replace(resources, seed=seed)
+        history = fit(
+            perceptron(), vectors(), CrossEntropy(), other, resources=means, hooks=[StopAt(9)]
+        )
+        assert history.resumed_step == 0
 
 
 def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path) -> None:
