@@ -24,6 +24,7 @@ from graphopt.manager import input_specs
 from graphopt.notation import parse
 from graphopt.packed import pack
 from graphopt.passbase import Context
+from graphopt.recipe import read_steps
 from graphopt.runtime import Session
 from graphopt.sparse import find_weights
 
@@ -128,7 +129,7 @@ def main(
         if method and name not in method:
             continue
         graph = original.clone()
-        for step in (step for stage in parse(passes) for step in stage):
+        for step in (step for stage in read_steps(parse(passes)) for step in stage.passes):
             step.run(graph, Context(original=original, calibration=train, threads=threads))
             _print(name, step.name, graph, test)
         if save is not None:

@@ -21,6 +21,7 @@ from graphopt.ir import Graph
 from graphopt.manager.judge import input_specs
 from graphopt.notation import parse
 from graphopt.passbase import Context, Pass
+from graphopt.recipe import read_steps
 from graphopt.refit import noted_traces
 from models.factorize_table import top1
 from passes.refit import Refit
@@ -57,7 +58,7 @@ class Bench:
     def after(self, passes: str) -> Graph:
         """The original, cut."""
         graph = self.original.clone()
-        for step in (step for stage in parse(passes) for step in stage):
+        for step in (step for stage in read_steps(parse(passes)) for step in stage.passes):
             step.run(graph, self.context())
         return graph
 
@@ -81,7 +82,7 @@ def rows(bench: Bench, base: float, given: argparse.Namespace) -> Iterator[str]:
             for length in given.lengths:
                 bound = f"{'epochs' if given.epochs else 'minutes'}={length}"
                 step = f"{method}{{{','.join([bound, *extra])}}}"
-                found, notes = bench.trained(start, parse(step)[0][0])
+                found, notes = bench.trained(start, read_steps(parse(step))[0].passes[0])
                 yield (
                     f"{first:20} {method:10} {length:8g} {found:8.2f} {base - found:8.2f} "
                     f"{notes['epochs']:8} {notes['seconds']:8} {notes['format']}, kept step "

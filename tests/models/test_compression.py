@@ -10,6 +10,7 @@ import pytest
 from graphopt.ir import Graph
 from graphopt.notation import parse as parse_passes
 from graphopt.packed import pack
+from graphopt.recipe import read_steps
 from models.compression_table import ROWS, sizes_of
 from models.pack_table import restored
 from passes.prune_weights import PruneWeights
@@ -28,7 +29,7 @@ _NET = """g (float[N,784] x) => (float[N,10] y)
 def test_rows_are_passes(network: str) -> None:
     assert set(ROWS[network]) == {"deep-compression", "dynamic-network-surgery", "han-2015"}
     for text in ROWS[network].values():
-        assert parse_passes(text)
+        assert all(stage.passes for stage in read_steps(parse_passes(text)))
 
 
 def test_huffman_codes_save_over_fixed_ones() -> None:
