@@ -91,7 +91,7 @@ def _waiting(model: Path) -> list[str]:
 def test_stopped_run_resumes(plugin: dict[str, str], model: Path, sent: signal.Signals) -> None:
     process = _start(model, plugin)
     process.send_signal(sent)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == (130 if sent is signal.SIGINT else -signal.SIGKILL)
     if sent is signal.SIGINT:
         assert "interrupted" in said
