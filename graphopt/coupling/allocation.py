@@ -25,6 +25,9 @@ Channels = npt.NDArray[np.int64]
 _STEPS = 24
 """Bisections: enough to tell single channels of any network apart."""
 
+_TRIES = 64
+"""Families that may stay wider, where a plan leaves less than it might."""
+
 _SLOPE = 0.05
 """How much more a family that loses all is taken to cost than one that loses nothing, at least."""
 
@@ -152,4 +155,33 @@ def fit(
             high, plan, reached = middle, tried, found
         else:
             low = middle
-    return Fitted(plan, reached, met=True)
+    return _filled(candidates, plan, candidates.plan(allocation(low)), left, target)
+
+
+def _filled(
+    candidates: Candidates,
+    plan: Mapping[str, Channels],
+    wider: Mapping[str, Channels],
+    left: Callable[[Plan], float],
+    target: float,
+) -> Fitted:
+    """Leave families as wide as the next milder plan has them, where that fits.
+
+    Those that lose most come first. With coarse widths families take a step at one strength, and
+    all of them together may be too many.
+    """
+    regained = {
+        name: candidates.loss({name: kept})
+        - candidates.loss({key: wider[key] for key in (name,) if key in wider})
+        for name, kept in plan.items()
+        if len(kept) != len(wider.get(name, ()))
+    }
+    found, reached = dict(plan), left(plan)
+    for name in sorted(regained, key=lambda name: regained[name], reverse=True)[:_TRIES]:
+        tried = {key: kept for key, kept in found.items() if key != name}
+        if name in wider:
+            tried[name] = wider[name]
+        share = left(tried)
+        if share <= target:
+            found, reached = tried, share
+    return Fitted(found, reached, met=True)

@@ -129,3 +129,15 @@ def test_knapsack_saves_enough_and_loses_least() -> None:
     assert choose(items, 0.3) == {"a": 0.5, "b": 0.25, "c": 0.0}
     assert choose(items, 9.9) == {"a": 0.5, "b": 0.5, "c": 0.5}
     assert choose({}, 0.5) == {}
+
+
+@pytest.mark.parametrize("target", [0.75, 0.3])
+def test_with_coarse_widths_only_some_families_take_the_last_step(
+    candidates: tuple[Graph, Candidates], target: float
+) -> None:
+    graph, fine = candidates
+    coarse = Candidates(fine.families, fine.scores, align=8)
+    left = macs_of(couple(graph)).left
+    together = (coarse.plan(uniform(coarse)(step / 200)) for step in range(201))
+    mildest = next(share for share in map(left, together) if share <= target)
+    assert mildest < fit(coarse, uniform(coarse), left, target).left <= target
