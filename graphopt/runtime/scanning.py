@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -84,9 +85,10 @@ def latency_ratio(
 
     Both are timed in turn, so that what else the machine does slows both.
     """
+    how = replace(_QUICK, threads=threads)
 
     def judge(plan: Plan) -> float:
-        timing = bench(graph, cut(graph, plan), feeds=feeds, plan=_QUICK)
+        timing = bench(graph, cut(graph, plan), feeds=feeds, plan=how)
         assert timing.ratio is not None, "two models were timed"
         return timing.ratio
 

@@ -10,7 +10,8 @@ from graphopt.coupling.allocation import Candidates
 from graphopt.coupling.removal import Plan
 from graphopt.data import Dataset
 from graphopt.ir import Graph
-from graphopt.runtime import Session
+from graphopt.runtime import Session, scanning
+from graphopt.runtime.benchmark import BenchPlan, BenchResult, bench
 from graphopt.runtime.scanning import cut, errors_of_outputs, fit_latency, latency_ratio, scan
 from tests.asserting import assert_valid, parse
 from tests.coupling.test_removal import CHAIN
@@ -86,6 +87,20 @@ def test_latency_out_of_reach_gets_the_fastest_plan(candidates: Candidates) -> N
 def test_what_does_not_save_is_not_cut(candidates: Candidates) -> None:
     found = fit_latency(candidates, lambda plan: 0.5 if "v" in plan else 1.1, 0.6)
     assert list(found.plan) == ["v"]
+
+
+def test_latency_is_timed_on_the_threads_asked_for(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def timed(*models: Graph, feeds: object, plan: BenchPlan) -> BenchResult:
+        seen.append(plan.threads)
+        return bench(*models, feeds={"x": X[:1]}, plan=BenchPlan(pairs=1, max_seconds=0.01))
+
+    monkeypatch.setattr(scanning, "bench", timed)
+    latency_ratio(graph, {"x": X[:1]}, threads=2)({"w": [0, 2, 3, 4]})
+    assert seen == [2]
 
 
 @pytest.mark.slow
