@@ -31,8 +31,10 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass
 class Corrected:
-    """For each layer the largest mean error of a channel relative to the output's spread, or why
-    its bias was left alone."""
+    """For each layer the largest mean error of a channel, or why its bias was left alone.
+
+    Where it was measured on inputs it is relative to the output's root mean square.
+    """
 
     shifts: dict[str, float] = field(default_factory=dict)
     left_alone: dict[str, str] = field(default_factory=dict)
@@ -127,6 +129,8 @@ def correct_by_statistics(graph: Graph, original: Graph) -> Corrected:
         stored = layer.matrix(layer.weight.values(graph))
         if bias is None or given is None:
             found.left_alone[name] = "it has no bias" if bias is None else "its input is not known"
+        elif isinstance(target, str):
+            found.left_alone[name] = target
         elif weight is None or not _alike(weight, stored):
             found.left_alone[name] = "the original's weight was another one"
         else:
