@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from graphopt.coupling import Coupling, Family, couple, explain, prepare, remove
+from graphopt.coupling import Coupling, Family, couple, prepare, remove, why_nothing
 from graphopt.coupling.allocation import Candidates, Fitted
 from graphopt.coupling.importance import IMPORTANCES
 from graphopt.coupling.work import macs_of
@@ -134,7 +134,7 @@ class RemoveAndRefit(Pass):
     ) -> tuple[Mapping[str, Curve], Fitted, Ordering]:
         """What each family costs, and the widths that meet the budget."""
         if not coupling.families:
-            raise BudgetError(f"{self.name}: {_why_nothing(coupling)}")
+            raise BudgetError(f"{self.name}: {why_nothing(coupling)}")
         ordering = self._ordering(coupling, data, context)
         found, needed = curves(
             coupling,
@@ -192,10 +192,3 @@ def _scores(family: Family, curve: Curve) -> np.ndarray:
     scores = np.full(family.size, float(family.size))
     scores[list(curve.order)] = np.arange(len(curve.order))
     return scores
-
-
-def _why_nothing(coupling: Coupling) -> str:
-    if not coupling.frozen:
-        return "there are no channels to remove"
-    largest = max(coupling.frozen, key=lambda family: coupling.held[family.name].parameters)
-    return f"no channel can go; {largest.name!r}, the largest, is held by {explain(largest)}"

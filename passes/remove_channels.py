@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from graphopt.cost import cost
-from graphopt.coupling import Coupling, Family, couple, explain, mask, prepare, remove
+from graphopt.coupling import Coupling, Family, couple, explain, mask, prepare, remove, why_nothing
 from graphopt.coupling.allocation import (
     Allocation,
     Candidates,
@@ -122,7 +122,7 @@ class RemoveChannels(Pass):
         prepare(graph)
         coupling = couple(graph)
         if not coupling.families:
-            raise BudgetError(f"{self.name}: {_why_nothing(coupling)}")
+            raise BudgetError(f"{self.name}: {why_nothing(coupling)}")
         candidates = self._candidates(coupling, context)
         fitted = self._fitted(coupling, candidates, context)
         traces = merged_traces(noted_traces(graph), traces_of(coupling, fitted.plan))
@@ -311,10 +311,3 @@ def _check(option: str, value: str, known: tuple[str, ...]) -> None:
 
 def _note(kept: list[int] | list[list[int]]) -> Note:
     return [entry if isinstance(entry, int) else list(entry) for entry in kept]
-
-
-def _why_nothing(coupling: Coupling) -> str:
-    if not coupling.frozen:
-        return "there are no channels to remove"
-    largest = max(coupling.frozen, key=lambda family: coupling.held[family.name].parameters)
-    return f"no channel can go; {largest.name!r}, the largest, is held by {explain(largest)}"

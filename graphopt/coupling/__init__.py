@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from graphopt.coupling.constants import Absorbed, absorb_constants
 from graphopt.coupling.costs import Held
-from graphopt.coupling.families import Coupling, Family, Frozen, Member, couple, explain
+from graphopt.coupling.families import (
+    Coupling,
+    Family,
+    Frozen,
+    Member,
+    couple,
+    explain,
+    why_nothing,
+)
 from graphopt.coupling.masking import mask
 from graphopt.coupling.prepare import prepare
 from graphopt.coupling.removal import Kept, Plan, remove
@@ -26,4 +34,5 @@ __all__ = [
     "mask",
     "prepare",
     "remove",
+    "why_nothing",
 ]

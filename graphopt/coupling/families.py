@@ -23,7 +23,7 @@ from graphopt.coupling.wiring import Even, Wiring
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 
-__all__ = ["Coupling", "Family", "Frozen", "Member", "couple"]
+__all__ = ["Coupling", "Family", "Frozen", "Member", "couple", "explain", "why_nothing"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,14 @@ class Coupling:
 def explain(family: Family) -> str:
     """Why a family cannot be cut, in words."""
     return "" if family.frozen is None else f"{family.frozen.node} {family.frozen.reason}"
+
+
+def why_nothing(coupling: Coupling) -> str:
+    """Why no family can be cut, in words: what holds the largest."""
+    if not coupling.frozen:
+        return "there are no channels to remove"
+    largest = max(coupling.frozen, key=lambda family: coupling.held[family.name].parameters)
+    return f"no channel can go; {largest.name!r}, the largest, is held by {explain(largest)}"
 
 
 def couple(graph: Graph, *, inner: bool = False) -> Coupling:

@@ -274,17 +274,6 @@ class Graph:
         self._facts = None
         self._revision += 1
 
-    def set_opset(self, version: int) -> None:
-        """Declare another version of the standard operator set; the caller converts the nodes."""
-        frame = onnx.ModelProto()
-        frame.CopyFrom(self._frame)
-        for entry in frame.opset_import:
-            if entry.domain in ("", "ai.onnx"):
-                entry.version = version
-        self._frame = frame
-        self._facts = None
-        self._revision += 1
-
     def prune(self) -> int:
         """Drop nodes and tensors that reach no output; return how many nodes went."""
         gone = editing.prune(self._scopes)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from graphopt.ir import Array, Graph
 
-__all__ = ["Reference", "forget_references", "noted_references", "write_references"]
+__all__ = ["Reference", "noted_references", "write_references"]
 
 _KEY = "graphopt.rescaled"
 
@@ -63,11 +63,6 @@ def noted_references(graph: Graph) -> dict[str, Reference]:
         for name, (tensor, divisors) in document.items()
         if name in graph
     }
-
-
-def forget_references(graph: Graph) -> None:
-    """Drop the note."""
-    graph.set_metadata(_KEY, None)
 
 
 def _packed(values: npt.NDArray[np.float32]) -> str:

@@ -59,13 +59,6 @@ class Sparse:
     solved: float
 
 
-@dataclass(frozen=True, eq=False)
-class _Known:
-    layer: Layer
-    moments: Moments
-    energy: float
-
-
 def sparsify(
     graph: Graph,
     original: Graph,

@@ -6,12 +6,7 @@ import numpy as np
 
 from graphopt.ir import Array, Dims
 
-__all__ = ["count_open", "equal_shapes", "expand_target", "is_static", "reshape_target"]
-
-
-def is_static(shape: Dims | None) -> bool:
-    """Whether every dimension is a number."""
-    return shape is not None and all(isinstance(dim, int) for dim in shape)
+__all__ = ["count_open", "equal_shapes", "expand_target", "reshape_target"]
 
 
 def equal_shapes(one: Dims | None, other: Dims | None) -> bool:

@@ -49,10 +49,6 @@ class Pace:
         by_steps = 0.0 if math.isinf(self.steps) else (step + 0.5) / self.steps
         return min(max(by_steps, self._by_time()), 1.0)
 
-    def is_over(self, step: int) -> bool:
-        """Whether no step may follow."""
-        return step >= self.steps or self._by_time() >= 1
-
     def _by_time(self) -> float:
         if math.isinf(self._budget):
             return 0.0
