@@ -14,7 +14,8 @@ from graphopt.ir import Graph
 from graphopt.manager import PassManager
 from graphopt.notation import parse as parse_passes
 from graphopt.notation import spec
-from graphopt.passbase import Context
+from graphopt.passbase import Context, Pass
+from graphopt.recipe import read_steps
 from graphopt.refit import noted_traces
 from graphopt.registry import build
 from passes.distill import Distill
@@ -44,11 +45,15 @@ def test_the_original_teaches() -> None:
     assert "unmet" not in context.notes
 
 
+def _passes(text: str) -> list[Pass]:
+    return [step for stage in read_steps(parse_passes(text)) for step in stage.passes]
+
+
 def test_options_are_those_of_a_plan_and_a_lesson() -> None:
     text = "distill{temperature=2.0,minutes=1.5,augment=[flip, crop],schedule=step}"
-    ((step,),) = parse_passes(text)
+    (step,) = _passes(text)
     assert step == Distill(temperature=2.0, minutes=1.5, augment=("flip", "crop"), schedule="step")
-    ((again,),) = parse_passes(spec(step))
+    (again,) = _passes(spec(step))
     assert again == step
     with pytest.raises(RecipeError, match="temperature must be above 0"):
         build("distill", {"temperature": 0})
@@ -114,9 +119,7 @@ def test_what_a_cut_and_what_pruning_notes_are_apart() -> None:
     teacher = small()
     graph = teacher.clone()
     context = Context(original=teacher, calibration=images(200))
-    for step in parse_passes(
-        "remove-channels{ratio=0.3,align=1},prune-weights{sparsity=0.5,epochs=1}"
-    )[0]:
+    for step in _passes("remove-channels{ratio=0.3,align=1},prune-weights{sparsity=0.5,epochs=1}"):
         step.run(graph, context)
     assert noted_traces(graph)
     pruned = {name: array == 0 for name, array in graph.constants().items()}
