@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from graphopt.data import Dataset
+from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.rewrite import RewriteLog
 from graphopt.train import Resources
@@ -68,6 +69,13 @@ class Context:
     notes: dict[str, Note] = field(default_factory=dict)
     """Filled by the pass; becomes part of its record in the report."""
 
+    def inputs(self, step: Pass, option: str = "") -> Dataset:
+        """What to calibrate or train on. Raises RecipeError, naming the step and its option."""
+        if self.calibration is None:
+            who = f"{step.name}: {option}".strip()
+            raise RecipeError(f"{who} needs inputs to calibrate or train on; give --data")
+        return self.calibration
+
     def generator(self) -> np.random.Generator:
         """A random generator of this run's seed; the same one each time."""
         return np.random.default_rng(self.seed)
@@ -98,6 +106,10 @@ class Pass(abc.ABC):
     @abc.abstractmethod
     def run(self, graph: Graph, context: Context) -> None:
         """Edit `graph` in place; keep nothing on the pass."""
+
+    def required(self) -> frozenset[Need]:
+        """What the pass cannot run without, its options considered."""
+        return self.needs
 
     def reference(self, before: Graph, context: Context) -> Graph:
         """The graph whose outputs the result must equal, for passes that promise exact or cut.

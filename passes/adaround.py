@@ -58,8 +58,7 @@ class AdaRound(Pass):
             raise RecipeError(f"{self.name}: sharpness must not be negative, got {self.sharpness}")
 
     def run(self, graph: Graph, context: Context) -> None:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to fit on; give --data, unlabeled")
+        inputs = context.inputs(self)
         if self.bits == 4 and self.packed:
             require_opset(graph, _INT4_OPSET, "4-bit weights")
         manner = Manner(
@@ -69,7 +68,7 @@ class AdaRound(Pass):
         found = round_anew(
             graph,
             context.original,
-            context.calibration.take(self.samples),
+            inputs.take(self.samples),
             manner,
             progress=lambda part: context.progress("rounding", part),
         )

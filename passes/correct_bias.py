@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
-from graphopt.passbase import Context, Note, Pass, Promise
+from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.quantize.correcting import Corrected, correct_biases, correct_by_statistics
 
 __all__ = ["CorrectBias"]
@@ -38,6 +38,9 @@ class CorrectBias(Pass):
         if self.samples < 1:
             raise RecipeError(f"{self.name}: samples must be at least 1, got {self.samples}")
 
+    def required(self) -> frozenset[Need]:
+        return frozenset({Need.CALIBRATION}) if self.means == "inputs" else self.needs
+
     def run(self, graph: Graph, context: Context) -> None:
         if self.means == "batch-norm":
             found = correct_by_statistics(graph, context.original)
@@ -47,12 +50,11 @@ class CorrectBias(Pass):
         context.notes["left_alone"] = dict[str, Note](found.left_alone)
 
     def _measured(self, graph: Graph, context: Context) -> Corrected:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to measure on; give --data, unlabeled")
+        inputs = context.inputs(self, "means=inputs")
         return correct_biases(
             graph,
             context.original,
-            context.calibration.take(self.samples),
+            inputs.take(self.samples),
             threads=context.threads,
             progress=lambda part: context.progress("correcting biases", part),
         )

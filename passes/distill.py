@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphopt import train
-from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Pass, Promise
 from graphopt.refit import noted_traces
@@ -39,12 +38,11 @@ class Distill(Plan, Lesson, Pass):
         Lesson.__post_init__(self)
 
     def run(self, graph: Graph, context: Context) -> None:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to train on; give --data, unlabeled")
+        inputs = context.inputs(self)
         history = train.distill(
             graph,
             context.original,
-            context.calibration,
+            inputs,
             self,
             self,
             kept=noted_traces(graph),

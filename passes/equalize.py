@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt.errors import RecipeError
 from graphopt.ir import Array, Graph
-from graphopt.passbase import Context, Pass, Promise
+from graphopt.passbase import Context, Need, Pass, Promise
 from graphopt.quantize.equalizing import decide, read_tensors, rescale
 from graphopt.runtime import observe
 
@@ -52,6 +52,9 @@ class Equalize(Pass):
         if not self.tolerance > 0:
             raise RecipeError(f"{self.name}: tolerance must be above 0, got {self.tolerance}")
 
+    def required(self) -> frozenset[Need]:
+        return frozenset({Need.CALIBRATION}) if self.balance == "activations" else self.needs
+
     def run(self, graph: Graph, context: Context) -> None:
         bounds = self._bounds(graph, context) if self.balance == "activations" else None
         found = decide(graph, bounds, sweeps=self.sweeps, tolerance=self.tolerance)
@@ -62,11 +65,9 @@ class Equalize(Pass):
 
     def _bounds(self, graph: Graph, context: Context) -> dict[str, Array]:
         """The largest magnitude of each channel of what layers read."""
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: balance=activations needs inputs; give --data")
         axes = dict(read_tensors(graph))
         bounds: dict[str, Array] = {}
-        dataset = context.calibration.take(self.samples)
+        dataset = context.inputs(self, "balance=activations").take(self.samples)
         batches = observe(graph, list(axes), dataset, batch_size=_BATCH, threads=context.threads)
         for made in batches if axes else ():
             for name, value in made.items():

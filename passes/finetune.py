@@ -49,12 +49,9 @@ class Finetune(Plan, Pass):
             )
 
     def run(self, graph: Graph, context: Context) -> None:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to train on; give --data with labels")
+        inputs = context.inputs(self)
         objective = train.objective_of(self.loss, self.label_smoothing)
-        history = train.finetune(
-            graph, context.calibration, objective, self, resources=context.resources()
-        )
+        history = train.finetune(graph, inputs, objective, self, resources=context.resources())
         context.notes.update(history.as_notes())
         if history.stopped is not None:
             context.notes["unmet"] = [history.stopped]

@@ -62,14 +62,13 @@ class PruneAndRefit(Pass):
                 raise RecipeError(f"{self.name}: {key} must be above 0, got {cost}")
 
     def run(self, graph: Graph, context: Context) -> None:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to fit on; give --data, unlabeled")
+        inputs = context.inputs(self)
         chosen = choose_weights(graph, self.weights, self.name)
         reports = sparsify(
             graph,
             context.original,
             chosen,
-            context.calibration.take(self.samples),
+            inputs.take(self.samples),
             Sparsifying(self.sparsity, self.restore, self.damping, context.seed, context.threads),
             Costs(self.product, self.buffer, self.memory),
             lambda part: context.progress("pruning", part),

@@ -12,7 +12,7 @@ import numpy as np
 from graphopt import train
 from graphopt.errors import RecipeError
 from graphopt.ir import Array, Graph
-from graphopt.passbase import Context, Note, Pass, Promise
+from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.sparse import (
     ALLOCATIONS,
     Allocation,
@@ -94,10 +94,13 @@ class PruneWeights(Plan, Pass):
         if not 0 < self.until <= 1:
             raise RecipeError(f"{self.name}: until must be above 0 and at most 1, got {self.until}")
 
+    def required(self) -> frozenset[Need]:
+        return self.needs if self.course == "one-shot" else frozenset({Need.TRAINING})
+
     def run(self, graph: Graph, context: Context) -> None:
         chosen = choose_weights(graph, self.weights, self.name)
-        if self.course != "one-shot" and context.calibration is None:
-            raise RecipeError(f"{self.name}: course={self.course} trains; give --data")
+        if self.course != "one-shot":
+            context.inputs(self, f"course={self.course}")
         if self.course in ("ramp", "surgery"):
             self._while_training(graph, context, tuple(chosen))
         elif self.course == "one-shot":

@@ -60,8 +60,7 @@ class QuantizeStatic(Pass):
                 raise RecipeError(f"{self.name}: {name} must be above 0, got {value}")
 
     def run(self, graph: Graph, context: Context) -> None:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to calibrate on; give --data, unlabeled")
+        inputs = context.inputs(self)
         settings = Settings(
             self.calibrator,
             Effort(self.seconds, self.settled),
@@ -71,7 +70,7 @@ class QuantizeStatic(Pass):
             self.portable,
             context.threads,
         )
-        found = quantize(graph, context.calibration.take(self.samples), settings, context.progress)
+        found = quantize(graph, inputs.take(self.samples), settings, context.progress)
         _note(found, context.notes)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from graphopt.data import Dataset
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
-from graphopt.passbase import Context, Note, Pass, Promise
+from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.quantize.rounding import Rounding, round_weights
 from graphopt.quantize.storage import choose_weights, find_weights, store
 from graphopt.quantize.upgrading import require_opset
@@ -65,6 +65,9 @@ class QuantizeWeights(Pass):
         if not self.damping > 0:
             raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
 
+    def required(self) -> frozenset[Need]:
+        return frozenset({Need.CALIBRATION}) if self.method == "gptq" else self.needs
+
     def run(self, graph: Graph, context: Context) -> None:
         dataset = self._dataset(context)
         weights = choose_weights(graph, self.weights, self.name)
@@ -90,6 +93,4 @@ class QuantizeWeights(Pass):
     def _dataset(self, context: Context) -> Dataset | None:
         if self.method == "nearest":
             return None
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: method=gptq needs inputs; give --data, unlabeled")
-        return context.calibration.take(self.samples)
+        return context.inputs(self, "method=gptq").take(self.samples)

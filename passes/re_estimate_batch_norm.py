@@ -36,9 +36,8 @@ class ReEstimateBatchNorm(Pass):
             raise RecipeError(f"{self.name}: samples must be at least {_LEAST}, got {self.samples}")
 
     def run(self, graph: Graph, context: Context) -> None:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to measure on; give --data")
-        data = context.calibration.take(self.samples)
+        inputs = context.inputs(self)
+        data = inputs.take(self.samples)
         if len(data) < _LEAST:
             raise DataError(f"{self.name}: {len(data)} inputs are too few; give at least {_LEAST}")
         done, skipped = re_estimate(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphopt import train
-from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Pass, Promise
 from graphopt.train import Plan
@@ -27,9 +26,7 @@ class Recover(Plan, Pass):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TRAINING})
 
     def run(self, graph: Graph, context: Context) -> None:
-        data = context.calibration
-        if data is None:
-            raise RecipeError(f"{self.name}: needs inputs to train on; give --data")
+        data = context.inputs(self)
         history = train.recover(graph, context.original, data, self, resources=context.resources())
         context.notes["labels"] = data.labels is not None
         context.notes.update(history.as_notes())

@@ -50,8 +50,7 @@ class Refit(Pass):
             raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
 
     def run(self, graph: Graph, context: Context) -> None:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to fit on; give --data, unlabeled")
+        inputs = context.inputs(self)
         if not traces_are_current(graph):
             raise RecipeError(
                 f"{self.name}: the network was changed after its channels were removed, so its "
@@ -63,7 +62,7 @@ class Refit(Pass):
             graph,
             context.original,
             traces,
-            context.calibration.take(self.samples),
+            inputs.take(self.samples),
             Settings(
                 self.damping, self.rounds, self.joint, self.gradients, context.seed, context.threads
             ),

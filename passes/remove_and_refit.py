@@ -161,9 +161,7 @@ class RemoveAndRefit(Pass):
         )
 
     def _inputs(self, context: Context) -> Dataset:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to fit on; give --data, unlabeled")
-        data = context.calibration.take(self.samples)
+        data = context.inputs(self).take(self.samples)
         return mirrored(data) if self.mirror else data
 
     def _ordering(self, coupling: Coupling, data: Dataset, context: Context) -> Ordering:

@@ -28,7 +28,7 @@ from graphopt.coupling.work import bytes_of, macs_of
 from graphopt.data import Dataset
 from graphopt.errors import BudgetError, RecipeError
 from graphopt.ir import Graph
-from graphopt.passbase import Context, Note, Pass, Promise
+from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.refit import merged_traces, noted_traces, traces_are_current, traces_of, write_traces
 from graphopt.runtime import runnable_feeds
 from graphopt.runtime.calibrating import calibrate
@@ -116,6 +116,12 @@ class RemoveChannels(Pass):
             "ratio": self.ratio, "macs": self.macs, "bytes": self.bytes, "latency": self.latency
         }  # fmt: skip
         return {key: value for key, value in options.items() if value is not None}
+
+    def required(self) -> frozenset[Need]:
+        measured = self.allocation.startswith("sensitivity")
+        if measured or IMPORTANCES[self.importance].needs is not None:
+            return frozenset({Need.CALIBRATION})
+        return self.needs
 
     def run(self, graph: Graph, context: Context) -> None:
         current = traces_are_current(graph)
@@ -214,11 +220,7 @@ class RemoveChannels(Pass):
         )  # fmt: skip
 
     def _inputs(self, context: Context, who: str) -> Dataset:
-        if context.calibration is None:
-            raise RecipeError(
-                f"{self.name}: {who} needs inputs to calibrate on; give --data (no labels needed)"
-            )
-        return context.calibration.take(self.samples)
+        return context.inputs(self, who).take(self.samples)
 
     def _fitted(self, coupling: Coupling, candidates: Candidates, context: Context) -> Fitted:
         amounts = self._amounts()

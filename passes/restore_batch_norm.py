@@ -60,14 +60,13 @@ class RestoreBatchNorm(Pass):
             raise RecipeError(f"{self.name}: samples must be at least {_LEAST}, got {self.samples}")
 
     def run(self, graph: Graph, context: Context) -> None:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to measure on; give --data, unlabeled")
+        inputs = context.inputs(self)
         if graph.opset < _LEAST_OPSET:
             raise ModelError(
                 f"{self.name}: operator set {graph.opset} is too old; convert the model to "
                 f"{_LEAST_OPSET} or newer"
             )
-        data = context.calibration.take(self.samples)
+        data = inputs.take(self.samples)
         if len(data) < _LEAST:
             raise DataError(f"{self.name}: {len(data)} inputs are too few; give at least {_LEAST}")
         sums = self._sums(graph)

@@ -54,14 +54,13 @@ class Slim(Plan, Pass):
             raise RecipeError(f"{self.name}: l1 must be at least 0, got {self.l1}")
 
     def run(self, graph: Graph, context: Context) -> None:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to train on; give --data")
+        inputs = context.inputs(self)
         pulls = self._pulls(graph)
         before = _scales(graph, pulls)
         history = train.recover(
             graph,
             context.original,
-            context.calibration,
+            inputs,
             self,
             resources=context.resources(),
             hooks=[train.ScalePull(self.l1, pulls)],

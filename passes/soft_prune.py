@@ -54,8 +54,7 @@ class SoftPrune(Plan, Pass):
             )
 
     def run(self, graph: Graph, context: Context) -> None:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to train on; give --data")
+        inputs = context.inputs(self)
         prepare(graph)
         coupling = couple(graph)
         if not coupling.families:
@@ -65,7 +64,7 @@ class SoftPrune(Plan, Pass):
         history = train.recover(
             graph,
             context.original,
-            context.calibration,
+            inputs,
             self,
             resources=context.resources(),
             hooks=[zeros],

@@ -61,8 +61,7 @@ class TrainQuantized(Plan, Lesson, Pass):
                 raise RecipeError(f"{self.name}: {key} is 4 or 8, got {bits}")
 
     def run(self, graph: Graph, context: Context) -> None:
-        if context.calibration is None:
-            raise RecipeError(f"{self.name}: needs inputs to train on; give --data, unlabeled")
+        inputs = context.inputs(self)
         if 4 in (self.weight_bits, self.activation_bits):
             require_opset(graph, _INT4_OPSET, "4-bit integers")
         work = graph.clone()
@@ -78,7 +77,7 @@ class TrainQuantized(Plan, Lesson, Pass):
         history = train.distill(
             work,
             context.original,
-            context.calibration,
+            inputs,
             self,
             self,
             resources=context.resources(),

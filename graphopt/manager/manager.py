@@ -17,6 +17,7 @@ from graphopt.manager.judge import Judge, input_specs, split_data
 from graphopt.manager.record import Measured, PassRecord, Report, Size, size_of, size_of_source
 from graphopt.manager.stages import Outcome, Runner, Silent, Watcher
 from graphopt.manager.workspace import Workspace, stage_key
+from graphopt.notation import spec
 from graphopt.passbase import NOTES, Need, Promise
 from graphopt.recipe import Recipe, Stage, load_recipe, read_steps
 from graphopt.runtime import BenchPlan, BenchResult, bench
@@ -120,10 +121,9 @@ class PassManager:
 
     def _check_needs(self, data: Dataset | None) -> None:
         for step in (step for stage in self.stages for step in stage.passes):
-            if data is None and step.needs & {Need.CALIBRATION, Need.TRAINING}:
+            if data is None and step.required() & {Need.CALIBRATION, Need.TRAINING}:
                 raise RecipeError(
-                    f"pass {step.name!r}: needs inputs to calibrate or train on; "
-                    "give --data (no labels needed)"
+                    f"pass {spec(step)!r}: needs inputs to calibrate or train on; give --data"
                 )
 
     def _judge(self, graph: Graph, held_out: Dataset | None, request: Request) -> Judge | None:

@@ -99,9 +99,9 @@ def test_every_channel_pinned(run: Run, tmp_path: Path) -> None:
         ("importance=taste", "importance must be one of"),
         ("combine=wish", "combine must be one of"),
         ("allocation=fair", "must be one of 'uniform'"),
-        ("importance=lasso", "'lasso' needs inputs"),
-        ("allocation=sensitivity", "'sensitivity' needs inputs"),
-        ("allocation=sensitivity-metric", "needs a metric"),
+        ("importance=lasso", "importance=lasso}': needs inputs"),
+        ("allocation=sensitivity", "allocation=sensitivity}': needs inputs"),
+        ("allocation=sensitivity-metric", "allocation=sensitivity-metric}': needs inputs"),
         ("importance=batch-norm-scale", "passes through no BatchNormalization"),
     ],
 )

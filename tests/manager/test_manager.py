@@ -130,6 +130,24 @@ def test_needs_are_checked_before_anything_runs() -> None:
         _run(Greedy())
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"quantize-weights": {"method": "gptq"}},
+        {"equalize": {"balance": "activations"}},
+        {"prune-weights": {"sparsity": 0.5, "course": "ramp"}},
+        "correct-bias",
+    ],
+)
+def test_inputs_that_an_option_needs_are_asked_for_before_anything_runs(
+    step: str | dict[str, object],
+) -> None:
+    text = "n (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"
+    manager = PassManager(["lossless", step])
+    with pytest.raises(RecipeError, match=r"pass '.*needs inputs"):
+        manager.run(Graph.load(parse(text)), measure=False)
+
+
 def test_metric_without_data_is_refused() -> None:
     with pytest.raises(RecipeError, match="--data"):
         _run(DropIdentity(), max_drop=0.1)

@@ -156,5 +156,5 @@ def test_bad_options() -> None:
         AdaRound(bits=9)
     with pytest.raises(RecipeError, match="steps must not be negative"):
         AdaRound(steps=-1)
-    with pytest.raises(RecipeError, match="needs inputs to fit on"):
+    with pytest.raises(RecipeError, match="needs inputs to calibrate"):
         AdaRound().run(network(), Context(original=network()))

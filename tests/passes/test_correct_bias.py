@@ -165,5 +165,5 @@ def test_moments_of_a_clamped_normal(low: float, high: float) -> None:
 def test_bad_options() -> None:
     with pytest.raises(RecipeError, match="samples must be at least 1"):
         CorrectBias(samples=0)
-    with pytest.raises(RecipeError, match="needs inputs to measure on"):
+    with pytest.raises(RecipeError, match="needs inputs to calibrate"):
         CorrectBias().run(network(), Context(original=network()))

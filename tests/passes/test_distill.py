@@ -62,7 +62,7 @@ def test_options_are_those_of_a_plan_and_a_lesson() -> None:
 
 
 def test_needs_inputs() -> None:
-    with pytest.raises(RecipeError, match="distill: needs inputs to train on"):
+    with pytest.raises(RecipeError, match="distill: needs inputs to calibrate or train on"):
         Distill().run(small(), Context(original=small()))
     with pytest.raises(RecipeError, match="pass 'distill': needs inputs"):
         PassManager(["distill"]).run(small())

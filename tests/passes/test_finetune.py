@@ -38,7 +38,7 @@ def test_labels_teach(loss: str, wanted: float) -> None:
 def test_labels_are_needed() -> None:
     with pytest.raises(DataError, match="arrays has no labels"):
         QUICK.run(small(), Context(original=small(), calibration=images()))
-    with pytest.raises(RecipeError, match="needs inputs to train on; give --data with labels"):
+    with pytest.raises(RecipeError, match="needs inputs to calibrate or train on; give --data"):
         QUICK.run(small(), Context(original=small()))
 
 

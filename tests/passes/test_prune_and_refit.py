@@ -91,7 +91,7 @@ def test_energy_orders_the_layers() -> None:
 
 def test_no_data_and_nonsense() -> None:
     graph = Graph.load(parse(_NET))
-    with pytest.raises(RecipeError, match="needs inputs to fit on"):
+    with pytest.raises(RecipeError, match="needs inputs to calibrate"):
         PruneAndRefit().run(graph, Context(original=graph.clone()))
     for options, says in (
         ({"sparsity": 1.0}, "sparsity must be above 0 and below 1"),

@@ -128,7 +128,7 @@ def test_no_such_weight() -> None:
 
 
 def test_training_needs_data() -> None:
-    with pytest.raises(RecipeError, match="course=ramp trains; give --data"):
+    with pytest.raises(RecipeError, match="course=ramp needs inputs"):
         apply_pass(parse(_NET), PruneWeights(sparsity=0.5, course="ramp"))
 
 

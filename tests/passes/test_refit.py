@@ -245,7 +245,7 @@ def test_bad_options() -> None:
         RemoveAndRefit(gradients=2.0)
     with pytest.raises(RecipeError, match="damping must be above 0"):
         Refit(damping=0.0)
-    with pytest.raises(RecipeError, match="needs inputs to fit on"):
+    with pytest.raises(RecipeError, match="needs inputs to calibrate"):
         Refit().run(redundant(), Context(original=redundant()))
 
 

@@ -170,7 +170,7 @@ def test_bad_requests() -> None:
         RestoreBatchNorm(samples=2)
     with pytest.raises(DataError, match="3 inputs are too few; give at least 16"):
         restored(Graph.load(parse(RESIDUAL)), RestoreBatchNorm(), X[:3])
-    with pytest.raises(RecipeError, match="give --data, unlabeled"):
+    with pytest.raises(RecipeError, match="give --data"):
         RestoreBatchNorm().run(graph := Graph.load(parse(RESIDUAL)), Context(original=graph))
     old = "old (float[N,3,2,2] x) => (float[N,4,2,2] y) <float[4,3,1,1] w> { y = Conv(x, w) }"
     with pytest.raises(ModelError, match="operator set 6 is too old"):
