@@ -199,7 +199,12 @@ class Factorize(Pass):
             before,
             traces,
             data,
-            Settings(self.damping, self.rounds, context.seed, context.threads),
+            Settings(
+                damping=self.damping,
+                rounds=self.rounds,
+                seed=context.seed,
+                threads=context.threads,
+            ),
             progress=lambda part: context.progress("refitting", part),
         )
         context.notes["refitted"] = {

@@ -8,13 +8,13 @@ from typing import ClassVar
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Pass, Promise
-from graphopt.refit import Settings, noted_traces, refit, traces_are_current, write_traces
+from graphopt.refit import Fitting, noted_traces, refit, traces_are_current, write_traces
 
 __all__ = ["Refit"]
 
 
 @dataclass(frozen=True)
-class Refit(Pass):
+class Refit(Fitting, Pass):
     """Solve the layers behind removed channels anew, so that the original's sums are reproduced.
 
     Layer by layer from the front: the inputs come from the cut network with all layers before
@@ -32,22 +32,6 @@ class Refit(Pass):
     name: ClassVar[str] = "refit"
     promise: ClassVar[Promise] = Promise.LOSSY
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
-    samples: int = 1024
-    rounds: int = 6
-    damping: float = 1e-4
-    joint: int = 0
-    gradients: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise RecipeError(f"{self.name}: samples must be at least 1, got {self.samples}")
-        for key, number in (("rounds", self.rounds), ("joint", self.joint)):
-            if number < 0:
-                raise RecipeError(f"{self.name}: {key} must not be negative, got {number}")
-        if not 0.0 <= self.gradients <= 1.0:
-            raise RecipeError(f"{self.name}: gradients must be from 0 to 1, got {self.gradients}")
-        if not self.damping > 0:
-            raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
 
     def run(self, graph: Graph, context: Context) -> None:
         inputs = context.inputs(self)
@@ -63,9 +47,7 @@ class Refit(Pass):
             context.original,
             traces,
             inputs.take(self.samples),
-            Settings(
-                self.damping, self.rounds, self.joint, self.gradients, context.seed, context.threads
-            ),
+            self.settings(seed=context.seed, threads=context.threads),
             progress=lambda part: context.progress("refitting", part),
         )
         if traces:

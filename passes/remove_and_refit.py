@@ -19,8 +19,8 @@ from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.refit import (
     Curve,
+    Fitting,
     Ordering,
-    Settings,
     choices_of,
     curves,
     fit_budget,
@@ -40,7 +40,7 @@ _JUDGES = 192
 
 
 @dataclass(frozen=True)
-class RemoveAndRefit(Pass):
+class RemoveAndRefit(Fitting, Pass):
     """Remove the channels whose loss can best be made up for, and make up for it.
 
     Until at most the fraction `macs` of the multiply-accumulates is left. Within a family the
@@ -61,31 +61,15 @@ class RemoveAndRefit(Pass):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
     macs: float = 0.5
     align: int = 1
-    samples: int = 1024
-    rounds: int = 6
-    damping: float = 1e-4
-    joint: int = 0
-    gradients: float = 0.0
     importance: str = SURGEON
     mirror: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.macs < 1.0:
             raise RecipeError(f"{self.name}: macs must be between 0 and 1, got {self.macs}")
-        for key, number in (
-            ("align", self.align),
-            ("samples", self.samples),
-        ):
-            if number < 1:
-                raise RecipeError(f"{self.name}: {key} must be at least 1, got {number}")
-        for key, number in (("rounds", self.rounds), ("joint", self.joint)):
-            if number < 0:
-                raise RecipeError(f"{self.name}: {key} must not be negative, got {number}")
-        if not 0.0 <= self.gradients <= 1.0:
-            raise RecipeError(f"{self.name}: gradients must be from 0 to 1, got {self.gradients}")
-        if not self.damping > 0:
-            raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
-
+        if self.align < 1:
+            raise RecipeError(f"{self.name}: align must be at least 1, got {self.align}")
         known = (SURGEON, *IMPORTANCES)
         if self.importance not in known:
             raise RecipeError(
@@ -106,7 +90,7 @@ class RemoveAndRefit(Pass):
             original,
             traces,
             data,
-            self._settings(context),
+            self.settings(seed=context.seed, threads=context.threads),
             later,
             lambda part: context.progress("refitting", part),
         )
@@ -141,7 +125,7 @@ class RemoveAndRefit(Pass):
             coupling.families,
             data,
             data.take(max(1, min(_JUDGES, len(data) // 4))),
-            self._settings(context),
+            self.settings(seed=context.seed, threads=context.threads),
             ordering,
             lambda part: context.progress("judging channels", part),
         )
@@ -154,11 +138,6 @@ class RemoveAndRefit(Pass):
         if not found:
             raise BudgetError(f"{self.name}: no layer that sums over a family can be solved anew")
         return found, fitted, ordering
-
-    def _settings(self, context: Context) -> Settings:
-        return Settings(
-            self.damping, self.rounds, self.joint, self.gradients, context.seed, context.threads
-        )
 
     def _inputs(self, context: Context) -> Dataset:
         data = context.inputs(self).take(self.samples)

@@ -7,6 +7,7 @@ from graphopt.refit.choosing import Curve, choices_of, curves
 from graphopt.refit.normalising import re_estimate
 from graphopt.refit.ordering import Ordering, ordering_of, surgeon
 from graphopt.refit.picking import Choice
+from graphopt.refit.settings import Fitting, Settings
 from graphopt.refit.tracing import (
     Traces,
     merged_traces,
@@ -15,12 +16,13 @@ from graphopt.refit.tracing import (
     traces_of,
     write_traces,
 )
-from graphopt.refit.walking import Fit, Settings, refit
+from graphopt.refit.walking import Fit, refit
 
 __all__ = [
     "Choice",
     "Curve",
     "Fit",
+    "Fitting",
     "Ordering",
     "Settings",
     "Traces",

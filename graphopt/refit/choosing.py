@@ -22,8 +22,9 @@ from graphopt.refit.frontier import Frontier
 from graphopt.refit.layers import Layer, check_weights, find_layer
 from graphopt.refit.ordering import Ordering, surgeon
 from graphopt.refit.picking import Choice
+from graphopt.refit.settings import Settings
 from graphopt.refit.solving import Moments, Reader, eliminate, least_squares
-from graphopt.refit.walking import ROWS, WIDEST, Settings
+from graphopt.refit.walking import ROWS, WIDEST
 
 __all__ = ["Curve", "Reading", "choices_of", "curves", "readings_of"]
 

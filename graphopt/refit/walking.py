@@ -15,10 +15,11 @@ from graphopt.refit.frontier import BATCH, Frontier
 from graphopt.refit.goals import Goal, goal_of
 from graphopt.refit.layers import Doubles, Floats, Layer, check_weights, find_layer, layer_before
 from graphopt.refit.picking import Choice, pick
+from graphopt.refit.settings import Settings
 from graphopt.refit.solving import Chunk, Moments, least_squares, rectified
 from graphopt.refit.tracing import Traces
 
-__all__ = ["Fit", "Settings", "changed_layers", "refit"]
+__all__ = ["Fit", "changed_layers", "refit"]
 
 ROWS = 1 << 18
 """Rows that one layer is fitted on; of more, places are drawn for each input."""
@@ -28,22 +29,6 @@ _LEAST_INPUTS = 64
 
 WIDEST = 12_000
 """Columns; the moments of a wider layer would not fit in memory."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How layers are fitted. `rounds` refine those that a ReLU or clamp reads; 0: none.
-
-    `joint` rounds refine layers together with the ones before them, in place of `rounds`. With
-    `gradients` above 0, places count by that power of the outputs' squared gradient there.
-    """
-
-    damping: float = 1e-4
-    rounds: int = 6
-    joint: int = 0
-    gradients: float = 0.0
-    seed: int = 0
-    threads: int = 1
 
 
 @dataclass
