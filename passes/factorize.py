@@ -37,7 +37,7 @@ from graphopt.factorize import (
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Note, Pass, Promise
 from graphopt.refit import Settings, Traces, refit
-from graphopt.runtime import runnable_feeds
+from graphopt.runtime import example_feeds
 
 __all__ = ["Factorize"]
 
@@ -118,7 +118,7 @@ class Factorize(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         data = None if context.calibration is None else context.calibration.take(self.samples)
-        feeds = _feeds(graph, context)
+        feeds = example_feeds(graph, context.calibration, context.seed)
         scene = Scene(
             graph, sizes_of(graph, feeds), self._goal(), self.methods, context.threads, context.seed
         )
@@ -244,13 +244,6 @@ _RULES: Mapping[str, Callable[[float, int], Rule]] = {
 }
 """Option -> from its value and the alignment to the ranks that are asked for; others, being
 budgets, choose from what is offered."""
-
-
-def _feeds(graph: Graph, context: Context) -> Mapping[str, np.ndarray]:
-    """One input to take sizes from, and time with."""
-    if context.calibration is None:
-        return runnable_feeds(graph, context.seed).arrays
-    return next(iter(context.calibration.batches(1)))
 
 
 def _open_sizes(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:

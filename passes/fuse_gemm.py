@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Edit, Graph, NewNode
@@ -80,6 +79,6 @@ def transposed(graph: Graph, node: gs.Node) -> Edit | None:
 def _are_matrices(graph: Graph, node: gs.Node) -> bool:
     """Whether a product is of two float matrices."""
     names = [tensor.name for tensor in node.inputs[:2]]
-    shapes, dtype = [graph.shape(name) for name in names], graph.dtype(names[0])
+    shapes = [graph.shape(name) for name in names]
     matrices = all(shape is not None and len(shape) == 2 for shape in shapes)
-    return matrices and dtype is not None and np.issubdtype(dtype, np.floating)
+    return matrices and graph.is_float(names[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -30,7 +30,7 @@ from graphopt.errors import BudgetError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.refit import merged_traces, noted_traces, traces_are_current, traces_of, write_traces
-from graphopt.runtime import runnable_feeds
+from graphopt.runtime import example_feeds
 from graphopt.runtime.calibrating import calibrate
 from graphopt.runtime.scanning import errors_of_outputs, fit_latency, latency_ratio, scan
 from graphopt.runtime.widths import fast_multiple
@@ -225,7 +225,7 @@ class RemoveChannels(Pass):
     def _fitted(self, coupling: Coupling, candidates: Candidates, context: Context) -> Fitted:
         amounts = self._amounts()
         if self.latency is not None:
-            feeds = self._feeds(coupling.graph, context)
+            feeds = example_feeds(coupling.graph, context.calibration, context.seed)
             judge = latency_ratio(coupling.graph, feeds, threads=context.threads)
             return fit_latency(
                 candidates,
@@ -282,11 +282,6 @@ class RemoveChannels(Pass):
             )
         whole = evaluate(coupling.graph)
         return lambda plan: abs(evaluate(mask(coupling, plan)) - whole)
-
-    def _feeds(self, graph: Graph, context: Context) -> Mapping[str, np.ndarray]:
-        if context.calibration is None:
-            return runnable_feeds(graph, context.seed).arrays
-        return next(iter(context.calibration.batches(1)))
 
     def _unmet(self, coupling: Coupling, candidates: Candidates, fitted: Fitted) -> str:
         (option, wanted), *_ = self._amounts().items()

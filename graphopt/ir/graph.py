@@ -219,6 +219,11 @@ class Graph:
     def dtype(self, name: str) -> np.dtype[np.generic] | None:
         return self._info(name).dtype
 
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor is known to hold floats."""
+        dtype = self.dtype(name)
+        return dtype is not None and np.issubdtype(dtype, np.floating)
+
     def known(self, name: str) -> Known | None:
         """What is known of an integer tensor's value, be it constant or computed from shapes."""
         return self._facts_now().known(name)

@@ -25,7 +25,7 @@ def _gemm(site: Site) -> fx.Node:
         left = site.call(torch.t, left)
     bias = site.optional(2)
     plain = alpha == 1.0 and (bias is None or beta == 1.0)
-    if plain and (bias is None or site.rank(2) == 1) and _is_float(site):
+    if plain and (bias is None or site.rank(2) == 1) and site.is_float(0):
         weight = right if site.flag("transB") else site.call(torch.t, right)
         if bias is None or _spans_outputs(site):
             return site.call(functional.linear, left, weight, bias)
@@ -39,11 +39,6 @@ def _gemm(site: Site) -> fx.Node:
     if beta != 1.0:
         bias = site.call(operator.mul, bias, beta)
     return site.call(operator.add, out, bias)
-
-
-def _is_float(site: Site) -> bool:
-    dtype = site.dtype(0)
-    return dtype is not None and dtype.kind == "f"
 
 
 def _spans_outputs(site: Site) -> bool:

@@ -105,16 +105,11 @@ def _reduction(rule: _Reduction) -> Row:
     def row(site: Site) -> fx.Node:
         axes = site.sizes(1, "axes")
         keep, none = site.flag("keepdims", default=True), site.flag("noop_with_empty_axes")
-        if rule is mean and isinstance(axes, tuple) and axes and _is_float(site):
+        if rule is mean and isinstance(axes, tuple) and axes and site.is_float(0):
             return site.call(torch.mean, site.arg(0), axes, keep)
         return site.bound(reduce, site.arg(0), axes, rule=rule, keep=keep, none_is_none=none)
 
     return row
-
-
-def _is_float(site: Site) -> bool:
-    dtype = site.dtype(0)
-    return dtype is not None and dtype.kind == "f"
 
 
 def index_of(

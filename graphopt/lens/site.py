@@ -168,6 +168,9 @@ class Site:
     def dtype(self, position: int) -> np.dtype[np.generic] | None:
         return self.graph.dtype(self.name(position)) if self.has(position) else None
 
+    def is_float(self, position: int) -> bool:
+        return self.has(position) and self.graph.is_float(self.name(position))
+
     def out_dtype(self, position: int = 0) -> np.dtype[np.generic] | None:
         return self.graph.dtype(self.node.outputs[position].name)
 

@@ -196,18 +196,13 @@ def _probes(graph: Graph) -> tuple[str, ...]:
         tensor.name
         for node in graph.nodes
         for tensor in node.outputs
-        if tensor.name and _is_float(graph, tensor.name)
+        if tensor.name and graph.is_float(tensor.name)
     ]
     if any(graph.producer(name) is None for name in graph.outputs):
         return ()
     hidden = [name for name in computed if name not in graph.outputs]
     places = np.linspace(0, len(hidden) - 1, min(_MOST_PROBES, len(hidden))).astype(int)
     return tuple(hidden[place] for place in np.unique(places))
-
-
-def _is_float(graph: Graph, name: str) -> bool:
-    dtype = graph.dtype(name)
-    return dtype is not None and np.issubdtype(dtype, np.floating)
 
 
 def _comparable(name: str, wanted: _Values, found: _Values) -> bool:

@@ -76,7 +76,7 @@ class _Losses:
         self._outputs = [
             name
             for name in graph.outputs
-            if graph.producer(name) is not None and _is_float(graph, name)
+            if graph.producer(name) is not None and graph.is_float(name)
         ]
         if not self._outputs:
             raise ModelError("gradients: no output is a float tensor, so there is no loss")
@@ -134,11 +134,6 @@ def _log_probabilities(scores: torch.Tensor) -> torch.Tensor | None:
     if bool((flat >= 0).all()) and bool(((sums - 1).abs() < _SURE).all()):
         return torch.clamp(flat, min=_LEAST).log()
     return functional.log_softmax(flat, dim=1)
-
-
-def _is_float(graph: Graph, name: str) -> bool:
-    dtype = graph.dtype(name)
-    return dtype is not None and np.issubdtype(dtype, np.floating)
 
 
 def _gradients(

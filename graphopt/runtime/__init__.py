@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphopt.runtime.benchmark import NOISE_FLOOR, BenchPlan, BenchResult, Latency, bench
 from graphopt.runtime.comparison import Comparison, Difference, compare
 from graphopt.runtime.drawing import Draw
-from graphopt.runtime.feeds import Feeds, random_feeds, runnable_feeds
+from graphopt.runtime.feeds import Feeds, example_feeds, random_feeds, runnable_feeds
 from graphopt.runtime.memory import peak_memory_mb
 from graphopt.runtime.observing import observe
 from graphopt.runtime.profiling import Kernel, kernels
@@ -27,6 +27,7 @@ __all__ = [
     "Session",
     "bench",
     "compare",
+    "example_feeds",
     "kernels",
     "observe",
     "peak_memory_mb",

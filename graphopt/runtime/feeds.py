@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from graphopt.cost import Role, open_dims
+from graphopt.data import Dataset
 from graphopt.errors import RuntimeUnavailable
 from graphopt.ir import Graph
 from graphopt.runtime.drawing import Draw, Input, draw_array, inputs_of
 from graphopt.runtime.session import Session
 
-__all__ = ["Feeds", "random_feeds", "runnable_feeds"]
+__all__ = ["Feeds", "example_feeds", "random_feeds", "runnable_feeds"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,13 @@ def random_feeds(graph: Graph, seed: int, draw: Draw | None = None) -> dict[str,
     """
     inputs = inputs_of(graph)
     return _arrays(inputs, seed, draw or next(_draws(graph, inputs)))
+
+
+def example_feeds(graph: Graph, dataset: Dataset | None, seed: int) -> Mapping[str, np.ndarray]:
+    """One batch of the smallest size to time or measure sizes with: of the data, else drawn."""
+    if dataset is None:
+        return runnable_feeds(graph, seed).arrays
+    return next(iter(dataset.batches(1)))
 
 
 def runnable_feeds(
