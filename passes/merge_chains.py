@@ -12,7 +12,8 @@ import onnx_graphsurgeon as gs
 from graphopt.ir import Edit, Graph, NewNode
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
-from graphopt.rewrite.matching import is_op, private_source, source
+from graphopt.rewrite.matching import private_source, source
+from graphopt.rewrite.ramps import clamp
 
 __all__ = ["MergeChains"]
 
@@ -76,18 +77,8 @@ def clamps(graph: Graph, node: gs.Node) -> Edit | None:
 
 def _interval(graph: Graph, node: gs.Node) -> tuple[float, float] | None:
     """The bounds of a Clip or Relu of floats; None if they are computed or empty."""
-    dtype = graph.dtype(node.inputs[0].name)
-    if dtype is None or dtype.kind != "f":
-        return None
-    if is_op(node, "Relu"):
-        return 0.0, np.inf
-    bounds = [node.attrs.get("min", -np.inf), node.attrs.get("max", np.inf)]
-    for place, tensor in enumerate(node.inputs[1:3]):
-        value = graph.constant(tensor.name) if tensor.name else np.array(bounds[place])
-        if value is None or value.size != 1 or np.isnan(value):
-            return None
-        bounds[place] = float(value.item())
-    return (bounds[0], bounds[1]) if bounds[0] <= bounds[1] else None
+    found = clamp(graph, node) if graph.is_float(node.inputs[0].name) else None
+    return found if found is not None and found[0] <= found[1] else None
 
 
 def _clamp(graph: Graph, data: str, output: str, low: float, high: float) -> NewNode:

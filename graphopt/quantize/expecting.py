@@ -18,6 +18,7 @@ from scipy.special import ndtr
 
 from graphopt.ir import Graph
 from graphopt.rewrite.matching import is_op
+from graphopt.rewrite.ramps import clamp
 
 __all__ = ["Expected", "clamped", "expect"]
 
@@ -74,19 +75,9 @@ def _normalised(graph: Graph, node: gs.Node, known: Known) -> Expected | None:
     return Expected(shift.astype(np.float64), np.square(scale.astype(np.float64)))
 
 
-def _relu(graph: Graph, node: gs.Node, known: Known) -> Expected | None:
-    return _clamp(known.get(node.inputs[0].name), 0.0, math.inf)
-
-
 def _clip(graph: Graph, node: gs.Node, known: Known) -> Expected | None:
-    bounds = []
-    for place, key, default in ((1, "min", -math.inf), (2, "max", math.inf)):
-        name = str(node.inputs[place].name) if len(node.inputs) > place else ""
-        array = graph.constant(name) if name else np.float32(node.attrs.get(key, default))
-        if array is None:
-            return None
-        bounds.append(float(np.asarray(array).reshape(-1)[0]))
-    return _clamp(known.get(node.inputs[0].name), bounds[0], bounds[1])
+    bounds = clamp(graph, node)
+    return None if bounds is None else _clamp(known.get(node.inputs[0].name), *bounds)
 
 
 def _clamp(given: Expected | None, low: float, high: float) -> Expected | None:
@@ -130,6 +121,6 @@ _RULES: Mapping[str, Callable[[Graph, gs.Node, Known], Expected | None]] = {
     "Clip": _clip,
     "Flatten": _flat,
     "GlobalAveragePool": _average,
-    "Relu": _relu,
+    "Relu": _clip,
     "Reshape": _flat,
 }

@@ -17,7 +17,8 @@ import onnx_graphsurgeon as gs
 from networkx.utils import UnionFind
 
 from graphopt.ir import Graph
-from graphopt.quantize.rules import RULES, Role, Rule, clamp_bounds
+from graphopt.quantize.rules import RULES, Role, Rule
+from graphopt.rewrite.ramps import clamp
 
 __all__ = ["Placement", "Unit", "is_quantized", "place"]
 
@@ -193,13 +194,19 @@ def _with_clamps(graph: Graph, units: Sequence[Unit]) -> list[Unit]:
             continue
         taken.update(unit.nodes[1:])
         reader = _sole_reader(graph, unit.name) if len(unit.outputs) == 1 else None
-        bounds = None if reader is None else clamp_bounds(graph, reader)
+        bounds = None if reader is None else _grid_ends(graph, reader)
         if reader is not None and bounds is not None and unit.rule.role is not Role.MOVE:
             outputs = (reader.outputs[0].name,)
             taken.update(outputs)
             unit = replace(unit, nodes=(*unit.nodes, *outputs), outputs=outputs, bounds=bounds)
         made.append(unit)
     return made
+
+
+def _grid_ends(graph: Graph, node: gs.Node) -> tuple[float, float] | None:
+    """Between which bounds a node clamps, if a grid, which has a zero, can do that for it."""
+    found = clamp(graph, node)
+    return found if found is not None and found[0] <= 0 <= found[1] else None
 
 
 def _settled(graph: Graph, units: Sequence[Unit]) -> list[Unit]:

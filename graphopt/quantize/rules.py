@@ -8,7 +8,6 @@ Softmax has one that loses more than it gains.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir import Graph
 
-__all__ = ["CLAMPS", "RULES", "Role", "Rule", "clamp_bounds"]
+__all__ = ["RULES", "Role", "Rule"]
 
 
 class Role(StrEnum):
@@ -127,32 +126,3 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "Unsqueeze": _MOVE,
     }
 )
-
-
-def _relu(graph: Graph, node: gs.Node) -> tuple[float, float]:
-    return 0.0, math.inf
-
-
-def _clip(graph: Graph, node: gs.Node) -> tuple[float, float] | None:
-    ends = [-math.inf, math.inf]
-    for place, key in enumerate(("min", "max")):
-        if key in node.attrs:
-            ends[place] = float(node.attrs[key])
-        elif len(node.inputs) > place + 1 and node.inputs[place + 1].name:
-            value = graph.constant(node.inputs[place + 1].name)
-            if value is None:
-                return None
-            ends[place] = float(value.reshape(()).astype(float))
-    return (ends[0], ends[1]) if ends[0] <= 0 <= ends[1] else None
-
-
-CLAMPS: Mapping[str, Callable[[Graph, gs.Node], tuple[float, float] | None]] = MappingProxyType(
-    {"Clip": _clip, "Relu": _relu}
-)
-"""Operators that only clamp: the ends of the grid behind the layer before do the same."""
-
-
-def clamp_bounds(graph: Graph, node: gs.Node) -> tuple[float, float] | None:
-    """Between which bounds a node clamps; None if it does anything else, or they are not known."""
-    row = CLAMPS.get(node.op)
-    return None if row is None else row(graph, node)

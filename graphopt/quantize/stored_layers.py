@@ -15,6 +15,7 @@ from graphopt.quantize.grid import BIAS, Format, Grid
 from graphopt.quantize.references import Reference
 from graphopt.refit.layers import Layer
 from graphopt.rewrite.matching import is_op
+from graphopt.rewrite.ramps import clamp
 
 __all__ = ["Stored", "StoredLayer", "Target", "find_stored_layers", "find_target", "write_bias"]
 
@@ -144,7 +145,7 @@ def find_target(
     low, high = -math.inf, math.inf
     tensor = reference.tensor
     if maker is not None and name != layer.layer.output and is_op(maker, "Clip", "Relu"):
-        found = _clamp(original, maker)
+        found = clamp(original, maker)
         if found is None or (reference.divisors and found != (0.0, math.inf)):
             return f"the clamp behind {name!r} is computed"
         (low, high), tensor = found, str(maker.inputs[0].name)
@@ -161,19 +162,6 @@ def _seen_as(graph: Graph, output: str) -> str:
             if backs and is_op(backs[0], "DequantizeLinear"):
                 return str(backs[0].outputs[0].name)
     return output
-
-
-def _clamp(graph: Graph, node: gs.Node) -> tuple[float, float] | None:
-    if node.op == "Relu":
-        return 0.0, math.inf
-    bounds = []
-    for place, key, default in ((1, "min", -math.inf), (2, "max", math.inf)):
-        name = str(node.inputs[place].name) if len(node.inputs) > place else ""
-        array = graph.constant(name) if name else np.float32(node.attrs.get(key, default))
-        if array is None:
-            return None
-        bounds.append(float(np.asarray(array).reshape(-1)[0]))
-    return bounds[0], bounds[1]
 
 
 def write_bias(graph: Graph, layer: StoredLayer, bias: Doubles) -> None:

@@ -11,8 +11,11 @@ import onnx_graphsurgeon as gs
 from graphopt.ir import Graph
 from graphopt.refit.layers import Layer
 from graphopt.refit.solving import Passing
+from graphopt.rewrite.ramps import clamp
 
 __all__ = ["Goal", "goal_of"]
+
+_ALL = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -60,19 +63,8 @@ def _passing(graph: Graph, name: str) -> Passing | None:
 
 
 def _clamped(graph: Graph, node: gs.Node) -> Passing | None:
-    if node.op == "Relu":
-        return 0.0, math.inf
-    if node.op != "Clip":
-        return None
-    ends = [float(node.attrs.get("min", -math.inf)), float(node.attrs.get("max", math.inf))]
-    for place, tensor in enumerate(node.inputs[1:3]):
-        if tensor.name:
-            value = graph.constant(tensor.name)
-            if value is None:
-                return None
-            ends[place] = float(value.reshape(-1)[0])
-    low, high = ends
-    return (low, high) if low < high and ends != [-math.inf, math.inf] else None
+    found = clamp(graph, node)
+    return found if found is not None and found[0] < found[1] and found != _ALL else None
 
 
 def _alike(graph: Graph, *names: str) -> bool:

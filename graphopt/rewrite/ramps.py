@@ -12,7 +12,7 @@ from graphopt.ir import Graph
 from graphopt.rewrite.affine import AFFINE_OPS, elementwise_affine
 from graphopt.rewrite.matching import is_op, keeps_shape, operands, private_source, scalar, source
 
-__all__ = ["CLIP_OPS", "RAMP_OPS", "Ramp", "bounds", "never_negative", "ramp"]
+__all__ = ["CLIP_OPS", "RAMP_OPS", "Ramp", "bounds", "clamp", "never_negative", "ramp"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,12 @@ def bounds(graph: Graph, node: gs.Node) -> _Bounds | None:
     """Which input a node clips, and to what; None if it does not, or its bounds are computed."""
     row = _BOUNDS.get(node.op) if is_op(node, *_BOUNDS) else None
     return None if row is None else row(graph, node)
+
+
+def clamp(graph: Graph, node: gs.Node) -> tuple[float, float] | None:
+    """Between which bounds a Clip or Relu keeps floats; None if it is neither, or computes them."""
+    found = bounds(graph, node) if is_op(node, "Clip", "Relu") else None
+    return None if found is None else found[1:]
 
 
 def _clip(graph: Graph, node: gs.Node) -> _Bounds | None:
