@@ -7,7 +7,6 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,24 +15,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from graphopt.cli import main
 from graphopt.manager import Measured, PassRecord, Report, Size
 from graphopt.report import change, macs, score, significant, strict_json, threads, write_report
 from graphopt.runtime import BenchResult, Latency
+from tests.cli.calling import Run
 from tests.samples import convnet
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 
-from graphopt.cli import main
 from tests.asserting import parse
+from tests.cli.calling import Run
 
-Run = Callable[..., tuple[int, str, str]]
 MODELS = Path(__file__).resolve().parent.parent.parent / "models"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, *capsys.readouterr()
-
-    return call
 
 
 def test_with_data_weights_become_integers(run: Run, tmp_path: Path) -> None:
