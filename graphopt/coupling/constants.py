@@ -20,7 +20,7 @@ from graphopt.coupling.families import Coupling, couple
 from graphopt.coupling.levels import Level, find_levels, is_padded
 from graphopt.coupling.masking import MASKS
 from graphopt.coupling.prepare import remade
-from graphopt.coupling.removal import Kept, remove
+from graphopt.coupling.removal import Kept, plan_without, remove
 from graphopt.ir import Array, Edit, Graph, NewNode
 
 __all__ = ["Absorbed", "absorb_constants"]
@@ -44,12 +44,7 @@ def absorb_constants(graph: Graph) -> Absorbed:
     if not levels:
         return Absorbed({}, {})
     going, refused = _decide(coupling, levels)
-    plan = {}
-    for family in coupling.families:
-        gone = going[family.components]
-        if family.exact and not family.even and gone.any():
-            gone[0] &= not gone.all()  # a family keeps one channel
-            plan[family.name] = np.flatnonzero(~gone)
+    plan = plan_without(coupling, going)
     if not plan:
         return Absorbed({}, refused)
     leaving = np.zeros(len(going), np.bool_)

@@ -16,7 +16,7 @@ from graphopt.coupling.repairs import REPAIRS, Shrunk
 from graphopt.errors import EditError
 from graphopt.ir import Array, Edit, Graph
 
-__all__ = ["Kept", "Plan", "kept_components", "remove"]
+__all__ = ["Kept", "Plan", "kept_components", "plan_without", "remove"]
 
 Plan = Mapping[str, Sequence[int] | npt.NDArray[np.int64]]
 """For each family that is cut, by name, the channels that stay."""
@@ -59,6 +59,19 @@ def _checked(family: Family, channels: npt.NDArray[np.int64]) -> npt.NDArray[np.
                 f"they would keep {left.tolist()}"
             )
     return stays
+
+
+def plan_without(
+    coupling: Coupling, going: npt.NDArray[np.bool_]
+) -> dict[str, npt.NDArray[np.int64]]:
+    """What stays if these components go where each may go alone; a family keeps one channel."""
+    plan = {}
+    for family in coupling.families:
+        gone = going[family.components]
+        if family.exact and not family.even and gone.any():
+            gone[0] &= not gone.all()
+            plan[family.name] = np.flatnonzero(~gone)
+    return plan
 
 
 def remove(graph: Graph, coupling: Coupling, plan: Plan) -> Kept:

@@ -12,7 +12,7 @@ from graphopt.cost import operator
 from graphopt.coupling.axes import Fixed
 from graphopt.coupling.families import Coupling, couple
 from graphopt.coupling.masking import MASKS
-from graphopt.coupling.removal import Kept, remove
+from graphopt.coupling.removal import Kept, plan_without, remove
 from graphopt.ir import Array, Graph
 
 __all__ = ["remove_unread"]
@@ -25,12 +25,7 @@ def remove_unread(graph: Graph) -> Kept:
     """Remove every channel whose readers all weigh it with zero; return what was kept of what."""
     coupling = couple(graph)
     going = _unread(coupling)
-    plan = {}
-    for family in coupling.families:
-        gone = going[family.components]
-        if family.exact and not family.even and gone.any():
-            gone[0] &= not gone.all()  # a family keeps one channel
-            plan[family.name] = np.flatnonzero(~gone)
+    plan = plan_without(coupling, going)
     return remove(graph, coupling, plan) if plan else {}
 
 
