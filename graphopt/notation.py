@@ -22,6 +22,8 @@ def parse(text: str) -> list[object]:
 
     `,` joins passes of one stage, `;` ends a stage; option values are YAML scalars or lists.
     """
+    if not text.strip():
+        raise RecipeError("passes: the list is empty; name at least one")
     stages: list[list[object]] = [[]]
     rest = text
     while True:

@@ -177,14 +177,24 @@ def _is_of(value: object, hint: object) -> bool:
     return hint is bool or not isinstance(value, bool)
 
 
+_WORDS: Mapping[object, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "null",
+}
+
+
 def describe_type(hint: object) -> str:
-    """An option type in words."""
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    """An option type in words, as they are written in recipes: a list is [a, b]."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, arguments))
     if inspect.isclass(hint) and issubclass(hint, StrEnum):
         return "one of " + ", ".join(repr(str(entry)) for entry in hint)
-    if any(typing.get_origin(option) is typing.Literal for option in typing.get_args(hint)):
-        return " or ".join(map(describe_type, typing.get_args(hint)))
-    if inspect.isclass(hint) and not typing.get_args(hint):
-        return hint.__name__
-    return str(hint).replace("typing.", "").replace("collections.abc.", "")
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(describe_type, arguments))
+    if origin in (tuple, Sequence):
+        return f"a list, as [a, b], each {describe_type(arguments[0])}"
+    return _WORDS.get(hint, str(hint))

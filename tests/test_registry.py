@@ -80,9 +80,9 @@ def test_values_are_coerced_to_their_types() -> None:
     ("given", "message"),
     [
         ({"ratoi": 0.1}, "no option 'ratoi'; did you mean 'ratio'"),
-        ({"count": 0.5}, "option 'count' must be int, got 0.5"),
-        ({"count": True}, "option 'count' must be int, got True"),
-        ({"on": "yes"}, "option 'on' must be bool"),
+        ({"count": 0.5}, "option 'count' must be a whole number, got 0.5"),
+        ({"count": True}, "option 'count' must be a whole number, got True"),
+        ({"on": "yes"}, "option 'on' must be true or false"),
         ({"shade": "blue"}, "one of 'light', 'dark'"),
         ({"kind": "c"}, "one of 'a', 'b'"),
         ({"ratio": 2}, "ratio must be between 0 and 1, got 2.0"),
@@ -129,6 +129,11 @@ def test_recipe_stands_between_semicolons() -> None:
 def test_bad_text_is_refused(text: str) -> None:
     with pytest.raises(RecipeError):
         parse(text)
+
+
+def test_empty_text_says_so() -> None:
+    with pytest.raises(RecipeError, match="the list is empty; name at least one"):
+        parse(" ")
 
 
 def test_duplicate_name_names_both_owners(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_unknown_domain_is_carried_and_said_to_be_unchecked(run: Run, tmp_path: 
         (["--recipe", "absent.yaml"], "cannot be read"),
         (["--passes", "fold-bach-norm"], "did you mean 'fold-batch-norm'"),
         (["--passes", "fold-batch-norm{epsilon=1}"], "no option 'epsilon'"),
-        (["--passes", "fold-constants{limit_bytes=many}"], "must be int, got 'many'"),
+        (["--passes", "fold-constants{limit_bytes=many}"], "must be a whole number, got 'many'"),
         (["--passes", "fold-constants", "--recipe", "lossless"], "give one of them"),
         (["--target-latency", "fast"], "neither a ratio"),
         (["--max-drop", "0.1"], "give --data"),
