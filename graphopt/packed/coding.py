@@ -25,7 +25,7 @@ _SMALL = 1 << 16  # bytes of a sparse tensor on which repetitions are worth a tr
 _TRY_WHOLE = 1 << 20  # of a longer stream, a sample says what is worth trying
 _SAMPLES, _SAMPLE = 4, 1 << 16
 _WORTHWHILE = 0.99  # what repetitions must bring for more to be tried
-_LZMA_GAIN = 1 / 16  # it decodes ten times slower than deflate
+_LZMA_GAIN = 1 / 16  # it decodes much slower than deflate
 _STREAM_BYTES = 5  # what the header says of a stream, about
 _SEGMENT_BYTES = 12
 

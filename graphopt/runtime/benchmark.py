@@ -100,7 +100,7 @@ def bench(
 
     Both are loaded anew for every round, A first or B first in turn, because where a session's
     memory happens to lie decides over percents. Idle worker threads sleep instead of spinning, for
-    one model's would be in the other's way (1.5 times slower with two threads).
+    one model's would be in the other's way.
 
     Raises RuntimeUnavailable if a model cannot be loaded or run.
     """
