@@ -174,9 +174,7 @@ class RemoveChannels(Pass):
         scored = [family for family in families if family.name in scores]
         align = self._multiple(scored, coupling.graph, context)
         context.notes["align"] = align
-        if self._plain:
-            return Candidates(scored, scores)
-        return Candidates(scored, scores, align, self.floor)
+        return Candidates(scored, scores, align, 0.0 if self._plain else self.floor)
 
     @property
     def _plain(self) -> bool:
@@ -240,9 +238,7 @@ class RemoveChannels(Pass):
             return fit(candidates, allocation, work.left, target)
         ratio = amounts.get("ratio", _DEFAULT_RATIO)
         if self._plain:
-            align = context.notes["align"]
-            assert isinstance(align, int), "noted with the candidates"
-            plan = candidates.plan(balanced(candidates.families, ratio, align))
+            plan = candidates.plan(balanced(candidates.families, ratio, candidates.align))
             return Fitted(plan, candidates.left(plan), met=True)
         return fit(candidates, allocation, candidates.left, 1 - ratio)
 
