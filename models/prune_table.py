@@ -44,9 +44,7 @@ _OF_NORMS = ("batch-norm-scale", "taylor-gate")
 """They score BatchNormalizations, which are folded."""
 
 CRITERIA = (SURGEON, *(name for name in IMPORTANCES if name not in _OF_NORMS))
-_KEY = ("model", "criterion", "way", "macs", "seed", "joint", "mirror", "gradients")
-_FIRST = {"gradients": 0.0}
-"""What lines say that lack the entry."""
+_KEY = ("model", "criterion", "way", "macs", "seed", "joint", "mirror")
 WAYS = ("cut", "refit", "remove-and-refit")
 _BATCH = 250
 _BESIDE = 2000
@@ -64,7 +62,6 @@ class Setting:
     inputs: int
     joint: int = 0
     mirror: bool = False
-    gradients: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,6 @@ class Cell:
                     samples=samples,
                     joint=joint,
                     mirror=setting.mirror,
-                    gradients=setting.gradients,
                     importance=self.criterion,
                 )
             ]
@@ -147,7 +143,6 @@ def _facts(setting: Setting, cell: Cell) -> dict[str, object]:
         **asdict(cell),
         "joint": setting.joint,
         "mirror": setting.mirror,
-        "gradients": setting.gradients,
     }
 
 
@@ -186,7 +181,9 @@ def _cells(given: argparse.Namespace) -> Iterator[Cell]:
 
 
 def _read(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a file; those of a setting that is no more are left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(json.loads, lines) if not row.get("gradients")]
 
 
 def _work(setting: Setting, cells: Sequence[Cell], target: Path, jobs: int) -> None:
@@ -250,7 +247,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
     parser.add_argument("--joint", type=int, default=0, help="rounds for two layers in a row")
     parser.add_argument("--mirror", action="store_true", help="remove-and-refit: mirrored images")
-    parser.add_argument("--gradients", type=float, default=0.0, help="remove-and-refit: weights")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     given = parser.parse_args()
     if given.shown is not None:
@@ -266,9 +262,8 @@ def main() -> None:
         given.inputs,
         given.joint,
         given.mirror,
-        given.gradients,
     )
-    known = {tuple(row.get(key, _FIRST.get(key)) for key in _KEY) for row in _read(given.to)}
+    known = {tuple(row.get(key) for key in _KEY) for row in _read(given.to)}
     cells = [
         cell
         for cell in _cells(given)

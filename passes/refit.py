@@ -24,8 +24,7 @@ class Refit(Fitting, Pass):
     the old weights by a ridge of `damping` times the mean square input. Where a ReLU or a clamp
     follows, `rounds` refinements fit what passes it. With `joint`, a layer that alone reads another
     one through activations or pools is refined together with it, in so many rounds of alternating
-    least squares, none of which makes the error larger. With `gradients`, up to 1, places count by
-    that power of the outputs' squared gradient there. The network must have the structure that
+    least squares, none of which makes the error larger. The network must have the structure that
     remove-channels has left; it may have been trained since.
     """
 

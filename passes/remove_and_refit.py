@@ -48,7 +48,7 @@ class RemoveAndRefit(Fitting, Pass):
     are least off (block-wise optimal brain surgeon). How many go of each family is what costs the
     outputs least: a few widths of every family, cut alone and refitted, are measured on
     calibration inputs. Then the whole network is refitted from the front as by `refit`, whose
-    options `samples`, `rounds`, `damping`, `joint` and `gradients` are.
+    options `samples`, `rounds`, `damping` and `joint` are.
 
     Another `importance` than surgeon is a criterion of `remove-channels`, by whose scores the
     channels go instead; those that judge what a layer reads look at it in the network as it is cut

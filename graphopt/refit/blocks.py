@@ -13,7 +13,7 @@ from torch.func import functional_call
 from graphopt.ir import Array, Graph, part
 from graphopt.lens import LoweredModule, lower
 from graphopt.refit.goals import Goal
-from graphopt.refit.layers import Doubles, Floats, Layer
+from graphopt.refit.layers import Doubles, Layer
 from graphopt.refit.solving import Moments
 
 __all__ = ["Batch", "Block", "Matrices", "Value"]
@@ -31,14 +31,10 @@ _POWER_STEPS = 12
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What the block reads, what it should give, and by what its error is multiplied.
-
-    `roots` are of weights: (input, place).
-    """
+    """What the block reads, and what it should give."""
 
     read: tuple[Array, ...]
     aim: Array
-    roots: Floats | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +69,6 @@ class Block:
             (
                 tuple(torch.from_numpy(array) for array in batch.read),
                 torch.from_numpy(batch.aim),
-                None if batch.roots is None else self._spread(batch.aim, batch.roots),
             )
             for batch in batches
         ]
@@ -83,20 +78,13 @@ class Block:
         first, second = self.layers
         return first.matrix(self._graph), second.matrix(self._graph)
 
-    def _spread(self, aim: Array, roots: Floats) -> torch.Tensor:
-        """The roots in the shape of the aim, with one channel."""
-        shape = list(aim.shape)
-        shape[self.layers[1].channel_axis] = 1
-        return torch.from_numpy(np.ascontiguousarray(roots.reshape(shape)))
-
     @property
     def energy(self) -> float:
         """Half the sum of squares of what the block should give."""
         total = 0.0
-        for _, aim, roots in self._batches:
+        for _, aim in self._batches:
             passed = aim if self._goal.passing is None else aim.clamp(*self._goal.passing)
-            weighted = passed if roots is None else passed * roots
-            total += float(weighted.double().square().sum()) / 2
+            total += float(passed.double().square().sum()) / 2
         return total
 
     def value(self, matrices: Matrices) -> Value:
@@ -105,14 +93,14 @@ class Block:
         for tensor in tensors.values():
             tensor.requires_grad_()
         total = 0.0
-        for read, aim, roots in self._batches:
+        for read, aim in self._batches:
             made, _ = functional_call(self._module, tensors, read)
             left = aim - made
             if self._goal.passing is not None:
                 low, high = self._goal.passing
                 left = torch.where(aim <= low, (low - made).clamp(max=0), left)
                 left = torch.where(aim >= high, (high - made).clamp(min=0), left)
-            loss = (left if roots is None else left * roots).square().sum() / 2
+            loss = left.square().sum() / 2
             loss.backward()
             total += float(loss.detach())
         return Value(total, self._descent(tensors))
@@ -126,17 +114,12 @@ class Block:
         images = sum(len(batch.aim) for batch in self._given)
         count = -(-max(_ROWS, 16 * columns) // images)
         total = 0
-        for array, batch in zip(self._read(which, matrices), self._given, strict=True):
+        for array in self._read(which, matrices):
             per_image = min(count, math.prod(array.shape[2:]) or 1) * columns * layer.groups * 4
-            size, roots = max(1, _SLICE_BYTES // per_image), batch.roots
-            if roots is not None and roots.shape[1] != layer.count(array):
-                roots = None  # the first layer's places are not those of the goal
+            size = max(1, _SLICE_BYTES // per_image)
             for start in range(0, len(array), size):
                 some = array[start : start + size]
-                places = layer.places(some, count, rng)
-                rows = layer.rows(some, places)
-                if roots is not None:
-                    rows = rows * roots[start : start + size][:, places].reshape(1, -1, 1)
+                rows = layer.rows(some, layer.places(some, count, rng))
                 found.gram += rows.transpose(0, 2, 1) @ rows
                 found.rows += rows.shape[1]
             total += len(array) * layer.count(array)
@@ -167,8 +150,7 @@ class Block:
         tensors = self._tensors(self._module, matrices)
         with torch.no_grad():
             return [
-                functional_call(self._module, tensors, read)[1].numpy()
-                for read, *_ in self._batches
+                functional_call(self._module, tensors, read)[1].numpy() for read, _ in self._batches
             ]
 
     def _tensors(self, module: LoweredModule, matrices: Matrices) -> dict[str, torch.Tensor]:

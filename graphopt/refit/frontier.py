@@ -13,9 +13,9 @@ from graphopt.ir import Graph, bodies, part
 from graphopt.runtime.observing import observe
 from graphopt.runtime.session import Session
 
-__all__ = ["BATCH", "Frontier", "finite"]
+__all__ = ["Frontier", "finite"]
 
-BATCH = 32
+_BATCH = 32
 
 _Values = dict[str, np.ndarray]
 
@@ -83,23 +83,23 @@ class Frontier:
 
     def _computed(self, missing: Sequence[str]) -> Iterator[_Values]:
         if not missing:
-            yield from ({} for _ in self.dataset.rows(BATCH))
+            yield from ({} for _ in self.dataset.rows(_BATCH))
             return
         if self._whole:
             yield from observe(
-                self.graph, missing, self.dataset, batch_size=BATCH, threads=self._threads
+                self.graph, missing, self.dataset, batch_size=_BATCH, threads=self._threads
             )
             return
         computed = [name for name in missing if name not in self.graph.inputs]
         sources = self._sources(computed)
         given = any(name in self.graph.inputs for name in (*sources, *missing))
-        none: Iterator[_Values] = ({} for _ in self.dataset.rows(BATCH))
+        none: Iterator[_Values] = ({} for _ in self.dataset.rows(_BATCH))
         with ExitStack() as loaded:
             session = None
             if computed:
                 piece = part(self.graph, sources, computed)
                 session = loaded.enter_context(Session.open(piece, threads=self._threads))
-            for number, feeds in enumerate(self.dataset.batches(BATCH) if given else none):
+            for number, feeds in enumerate(self.dataset.batches(_BATCH) if given else none):
                 fed = {n: feeds[n] if n in feeds else self._held[n][number] for n in sources}
                 found = session.run(fed) if session is not None else []
                 made = {**feeds, **dict(zip(computed, found, strict=True))}

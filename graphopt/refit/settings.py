@@ -15,15 +15,13 @@ class Fitting:
 
     `samples` inputs are fitted on, with a ridge of `damping` times the mean square input. `rounds`
     refine layers that a ReLU or clamp reads (0: none); `joint` rounds refine layers together with
-    the ones before them, in place of `rounds`. With `gradients` above 0, places count by that
-    power of the outputs' squared gradient there.
+    the ones before them, in place of `rounds`.
     """
 
     samples: int = 1024
     rounds: int = 6
     damping: float = 1e-4
     joint: int = 0
-    gradients: float = 0.0
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -33,15 +31,12 @@ class Fitting:
                 raise RecipeError(f"refit: {key} must not be negative, got {number}")
         if not self.damping > 0:
             raise RecipeError(f"refit: damping must be above 0, got {self.damping}")
-        if not 0.0 <= self.gradients <= 1.0:
-            raise RecipeError(f"refit: gradients must be from 0 to 1, got {self.gradients}")
 
     def settings(self, *, seed: int, threads: int) -> Settings:
         """The options for one run."""
         return Settings(
-            damping=self.damping, rounds=self.rounds, joint=self.joint,
-            gradients=self.gradients, seed=seed, threads=threads,
-        )  # fmt: skip
+            damping=self.damping, rounds=self.rounds, joint=self.joint, seed=seed, threads=threads
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +46,5 @@ class Settings:
     damping: float = 1e-4
     rounds: int = 6
     joint: int = 0
-    gradients: float = 0.0
     seed: int = 0
     threads: int = 1

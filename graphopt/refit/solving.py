@@ -155,22 +155,19 @@ Passing = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Rows, what their sums should be, what else is summed, and the roots of the rows' weights."""
+    """Rows, what their sums should be, and what else is summed."""
 
     rows: Floats
     target: Floats
     beside: Floats | None = None
-    roots: Floats | None = None
 
-    def weighted(self) -> tuple[Floats, Floats]:
-        """Rows, and what they should give, times the roots."""
-        wanted = self.target if self.beside is None else self.target - self.beside
-        if self.roots is None:
-            return self.rows, wanted
-        return self.rows * self.roots, wanted * self.roots
+    @property
+    def wanted(self) -> Floats:
+        """What the rows should give."""
+        return self.target if self.beside is None else self.target - self.beside
 
     def residual(self, matrix: Floats, passing: Passing) -> Floats:
-        """What is missing of what gets through, times the weights."""
+        """What is missing of what gets through."""
         made = self.rows @ matrix
         if self.beside is not None:
             made += self.beside
@@ -180,7 +177,7 @@ class Chunk:
             np.minimum(low - made, 0),
             np.where(self.target >= high, np.maximum(high - made, 0), self.target - made),
         )
-        return left if self.roots is None else left * self.roots**2
+        return left
 
 
 def rectified(

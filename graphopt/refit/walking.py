@@ -11,9 +11,9 @@ import numpy.typing as npt
 from graphopt.data import Dataset
 from graphopt.errors import DataError
 from graphopt.ir import Array, Graph
-from graphopt.refit.frontier import BATCH, Frontier
+from graphopt.refit.frontier import Frontier
 from graphopt.refit.goals import Goal, goal_of
-from graphopt.refit.layers import Doubles, Floats, Layer, check_weights, find_layer, layer_before
+from graphopt.refit.layers import Doubles, Layer, check_weights, find_layer, layer_before
 from graphopt.refit.picking import Choice, pick
 from graphopt.refit.settings import Settings
 from graphopt.refit.solving import Chunk, Moments, least_squares, rectified
@@ -57,32 +57,29 @@ class _Task:
     count: int
     seed: int
     choice: Choice | None
-    weights: Floats | None
-    """By how much places count: (input, place)."""
 
-    def batches(self, data: str) -> Iterator[tuple[Mapping[str, Array], Array, Floats | None]]:
-        """A tensor and the shortcut, the target, and the roots of the weights, batch by batch."""
+    def batches(self, data: str) -> Iterator[tuple[Mapping[str, Array], Array]]:
+        """A tensor and the shortcut, and the target, batch by batch."""
         wanted = [data, *([self.goal.shortcut] if self.goal.shortcut else [])]
         pairs = zip(
             self.cut.batches(wanted), self.original.batches([self.goal.tensor]), strict=True
         )
-        for rows, (made, aim) in zip(self.cut.dataset.rows(BATCH), pairs, strict=True):
+        for made, aim in pairs:
             target = aim[self.goal.tensor]
             for axis, indices in self.kept.items():
                 target = np.take(target, indices, axis=axis)
-            yield made, target, None if self.weights is None else np.sqrt(self.weights[rows])
+            yield made, target
 
     def chunks(self) -> Iterator[Chunk]:
         """Rows, targets and shortcuts at the same places, batch by batch."""
         layer, rng = self.layer, np.random.default_rng(self.seed)
-        for made, target, roots in self.batches(layer.data):
+        for made, target in self.batches(layer.data):
             places = layer.places(made[layer.data], self.count, rng)
             beside = made[self.goal.shortcut] if self.goal.shortcut else None
             yield Chunk(
                 layer.rows(made[layer.data], places),
                 layer.results(target, places),
                 None if beside is None else layer.results(beside, places),
-                None if roots is None else roots[:, places].reshape(1, -1, 1),
             )
 
 
@@ -123,9 +120,7 @@ def refit(
     cut = Frontier(graph, dataset, threads=settings.threads)
     whole = Frontier(original, dataset, threads=settings.threads)
     fit = Fit()
-    goals = _goals(graph, layers)
-    weights = _weights(original, layers, goals, dataset, settings)
-    for number, (layer, goal) in enumerate(zip(layers, goals, strict=True)):
+    for number, (layer, goal) in enumerate(zip(layers, _goals(graph, layers), strict=True)):
         progress(number / max(len(layers), 1))
         if goal.tensor not in original or original.constant(goal.tensor) is not None:
             fit.left_alone[layer.output] = f"the original has no tensor {goal.tensor!r}"
@@ -133,17 +128,7 @@ def refit(
         kept = traces.get(goal.tensor, {})
         count = -(-ROWS // len(dataset))
         choice = choices.get(layer.output)
-        task = _Task(
-            layer,
-            goal,
-            cut,
-            whole,
-            kept,
-            count,
-            settings.seed + number,
-            choice,
-            weights.get(goal.tensor),
-        )
+        task = _Task(layer, goal, cut, whole, kept, count, settings.seed + number, choice)
         solved = _solve(task, settings, fit)
         if settings.joint and solved is not None:
             _together(solved, settings, fit)
@@ -165,28 +150,6 @@ def _goals(graph: Graph, layers: Sequence[Layer]) -> list[Goal]:
     return found
 
 
-def _weights(
-    original: Graph,
-    layers: Sequence[Layer],
-    goals: Sequence[Goal],
-    dataset: Dataset,
-    settings: Settings,
-) -> Mapping[str, Floats]:
-    """By how much places of the goals count, where gradients say so."""
-    axes = {
-        goal.tensor: layer.channel_axis
-        for layer, goal in zip(layers, goals, strict=True)
-        if goal.tensor in original and original.constant(goal.tensor) is None
-    }
-    if not settings.gradients or not axes:
-        return {}
-    from graphopt.refit.weighting import place_weights  # torch takes long to load
-
-    return place_weights(
-        original, axes, dataset, settings.gradients, seed=settings.seed, threads=settings.threads
-    )
-
-
 def _solve(task: _Task, settings: Settings, fit: Fit) -> _Task | None:
     """Solve one layer; the task as it is afterwards, None if the layer was left alone."""
     layer, graph = task.layer, task.cut.graph
@@ -197,7 +160,7 @@ def _solve(task: _Task, settings: Settings, fit: Fit) -> _Task | None:
         return None
     moments = Moments.empty(groups, columns, outputs, bias=layer.has_bias)
     for chunk in task.chunks():
-        moments.add(*chunk.weighted())
+        moments.add(chunk.rows, chunk.wanted)
     if moments.rows < columns:
         needed = -(-len(task.cut.dataset) * columns // max(moments.rows, 1))
         fit.needed = max(fit.needed, needed)
@@ -230,8 +193,8 @@ def _together(task: _Task, settings: Settings, fit: Fit) -> None:
     first = first.write(graph, first.matrix(graph))  # now with a bias
     read = list(dict.fromkeys([first.data, *([task.goal.shortcut] if task.goal.shortcut else [])]))
     batches, rows = [], 0
-    for made, target, roots in task.batches(first.data):
-        batches.append(Batch(tuple(made[name] for name in read), target, roots))
+    for made, target in task.batches(first.data):
+        batches.append(Batch(tuple(made[name] for name in read), target))
         rows += target.size // target.shape[second.channel_axis]
         if rows >= ROWS and sum(len(batch.aim) for batch in batches) >= _LEAST_INPUTS:
             break

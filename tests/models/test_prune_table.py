@@ -38,12 +38,13 @@ def test_known_rows_are_not_measured_again(
         "model": MODEL.name, "criterion": "l1", "way": "cut", "macs": 0.5, "seed": 0, "joint": 0,
         "mirror": False, "base": 98.0, "top1": 40.0, "agreement": 41.0,
     }  # fmt: skip
-    more = {**row, "seed": 1, "top1": 42.0, "agreement": 43.0}
-    target.write_text(f"{json.dumps(row)}\n{json.dumps(more)}\n")
+    more = {**row, "seed": 1, "top1": 42.0, "agreement": 43.0, "gradients": 0.0}
+    other = {**row, "top1": 99.0, "gradients": 0.5}  # written when errors could be weighted
+    target.write_text("".join(f"{json.dumps(each)}\n" for each in (row, more, other)))
     options = ["--criteria", "l1", "--ways", "cut", "--macs", "0.5", "--seeds", "2", "--to"]
     monkeypatch.setattr(sys, "argv", ["prune_table", str(MODEL), *options, str(target)])
     main()
-    assert len(target.read_text().splitlines()) == 2
+    assert len(target.read_text().splitlines()) == 3
     monkeypatch.setattr(sys, "argv", ["prune_table", "--print", str(target)])
     main()
     printed = capsys.readouterr().out
