@@ -10,7 +10,6 @@ Where the data have labels, these are taken instead, as the papers do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +21,12 @@ from graphopt.coupling.statistics import Measure, Scores, Sensitivity, Statistic
 from graphopt.data import Dataset
 from graphopt.errors import DataError, ModelError
 from graphopt.ir import Graph
-from graphopt.lens import LoweredModule, lower
+from graphopt.lens import LoweredModule, limited_threads, lower
 from graphopt.lens.dtypes import to_tensor
 from graphopt.runtime.calibrating import observed_members
 from graphopt.runtime.observing import batch_size_for
 
-__all__ = ["sense", "torch_threads"]
+__all__ = ["sense"]
 
 _Progress = Callable[[float], None]
 _SURE = 1e-3
@@ -51,20 +50,9 @@ def sense(
     the classes and for gradients that are not finite.
     """
     row = _ROWS[measure]
-    with torch_threads(threads):
+    with limited_threads(threads):
         found = row(_Losses(coupling.graph, dataset, seed), coupling, families, progress)
     return Statistics(seed=seed, sensitivities=found)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads for torch within."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Losses:

@@ -182,8 +182,8 @@ def _solve(task: _Task, settings: Settings, fit: Fit) -> _Task | None:
 
 def _together(task: _Task, settings: Settings, fit: Fit) -> None:
     """Refine a layer with the one that it alone reads, on as many inputs as rows allow."""
-    from graphopt.refit.blocks import Batch, Block  # torch takes long to load
-    from graphopt.refit.gradients import torch_threads
+    from graphopt.lens import limited_threads  # torch takes long to load
+    from graphopt.refit.blocks import Batch, Block
     from graphopt.refit.joint import solve_together
 
     graph, second = task.cut.graph, task.layer
@@ -198,7 +198,7 @@ def _together(task: _Task, settings: Settings, fit: Fit) -> None:
         rows += target.size // target.shape[second.channel_axis]
         if rows >= ROWS and sum(len(batch.aim) for batch in batches) >= _LEAST_INPUTS:
             break
-    with torch_threads(settings.threads):
+    with limited_threads(settings.threads):
         block = Block(graph, (first, second), task.goal, batches, task.seed)
         try:
             matrices, error, left = solve_together(block, settings.joint)

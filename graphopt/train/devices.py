@@ -1,11 +1,9 @@
-"""Where a training runs: the device, its processes, its threads."""
+"""Where a training runs: the device and its processes."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.distributed
@@ -17,7 +15,7 @@ from graphopt.errors import RecipeError
 for _part in ("distributed", "rank_zero"):
     logging.getLogger(f"lightning_fabric.utilities.{_part}").setLevel(logging.WARNING)
 
-__all__ = ["find_device", "launch", "limited_threads"]
+__all__ = ["find_device", "launch"]
 
 
 def find_device(wanted: str) -> str:
@@ -50,15 +48,3 @@ def launch(device: str, precision: str) -> Fabric:
 def _launched(fabric: Fabric) -> Fabric:
     fabric.launch()
     return fabric
-
-
-@contextmanager
-def limited_threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads (0: as many as it likes), and as many as before afterwards."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

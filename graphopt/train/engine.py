@@ -14,10 +14,10 @@ from lightning_fabric import Fabric
 from graphopt.data import Dataset
 from graphopt.errors import ModelError
 from graphopt.ir import Graph
-from graphopt.lens import LoweredModule, lower, write_back
+from graphopt.lens import LoweredModule, limited_threads, lower, write_back
 from graphopt.train.batches import Drawing, Feed
 from graphopt.train.course import Course, Job, Setup
-from graphopt.train.devices import find_device, launch, limited_threads
+from graphopt.train.devices import find_device, launch
 from graphopt.train.formats import Format, arrange, candidates
 from graphopt.train.history import History
 from graphopt.train.hooks import Hook, Training, trained_weights
