@@ -61,6 +61,9 @@ class Context:
     """The user's metric on the held-out part."""
     seed: int = 0
     threads: int = 1
+    """For ONNX Runtime and for all that is solved or timed; 0: all cores."""
+    training_threads: int | None = None
+    """The same for trainings; None: as many as for all else."""
     device: str = "cpu"
     checkpoints: Path | None = None
     """A folder where an interrupted training leaves what it needs to go on."""
@@ -82,7 +85,8 @@ class Context:
 
     def resources(self) -> Resources:
         """What a training in this run may use."""
-        return Resources(self.device, self.threads, self.seed, self.checkpoints, self.progress)
+        threads = self.threads if self.training_threads is None else self.training_threads
+        return Resources(self.device, threads, self.seed, self.checkpoints, self.progress)
 
     def record(self, log: RewriteLog) -> None:
         """Note how often each rule was applied, and what was refused and why."""

@@ -11,6 +11,7 @@ import click
 
 from graphopt.cli.options import (
     FILE,
+    MOST_THREADS,
     check_json,
     data_option,
     json_option,
@@ -19,7 +20,6 @@ from graphopt.cli.options import (
     read_graph,
     read_latency,
     seed_option,
-    threads_option,
     write_json,
 )
 from graphopt.errors import DataError, RecipeError, TargetError
@@ -58,7 +58,11 @@ __all__ = ["optimize"]
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="For training."
 )
 @seed_option
-@threads_option
+@click.option(
+    "--threads",
+    type=click.IntRange(0, MOST_THREADS),
+    help="Of ONNX Runtime (default: 1) and of training (default: all cores); 0: all cores.",
+)
 @click.option("--no-bench", is_flag=True, help="Do not measure latency.")
 def optimize(**options: object) -> int:
     """Make MODEL smaller and faster; the result appears only if it is whole and checked.
@@ -98,7 +102,7 @@ class Job:
     workdir: Path | None
     device: str
     seed: int
-    threads: int
+    threads: int | None
     no_bench: bool
 
     def target(self) -> Path:

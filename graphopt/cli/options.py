@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILE",
+    "MOST_THREADS",
     "check_json",
     "data_option",
     "json_option",
@@ -45,7 +46,7 @@ threads_option = click.option(
     type=click.IntRange(0, MOST_THREADS),
     default=1,
     show_default=True,
-    help="Threads of ONNX Runtime and of training; 0: all cores.",
+    help="Threads of ONNX Runtime; 0: all cores.",
 )
 data_option = click.option(
     "--data",

@@ -32,7 +32,8 @@ class Request:
     """What a run is to reach and how it is to be done.
 
     `max_drop` bounds the loss of the metric (a fraction: 0.01 is one point of top-1).
-    `target_latency` is a ratio to the original if `relative`, else milliseconds.
+    `target_latency` is a ratio to the original if `relative`, else milliseconds. Without a number
+    of `threads` (0: all cores) networks are run, and timed, on one and trained on all cores.
     """
 
     metric: str | None = None
@@ -42,9 +43,17 @@ class Request:
     workdir: Path | None = None
     failures: Path = Path("graphopt-failures")
     seed: int = 0
-    threads: int = 1
+    threads: int | None = None
     device: str = "cpu"
     measure: bool = True
+
+    @property
+    def run_threads(self) -> int:
+        return 1 if self.threads is None else self.threads
+
+    @property
+    def training_threads(self) -> int:
+        return self.threads or 0
 
 
 class Options(TypedDict, total=False):
@@ -57,7 +66,7 @@ class Options(TypedDict, total=False):
     workdir: Path | None
     failures: Path
     seed: int
-    threads: int
+    threads: int | None
     device: str
     measure: bool
 
@@ -107,10 +116,12 @@ class PassManager:
         calibration, held_out = split_data(
             data and data.bind(specs), eval_data and eval_data.bind(specs), request.seed
         )
-        gate = Gate(graph, calibration, seed=request.seed, threads=request.threads)
+        gate = Gate(graph, calibration, seed=request.seed, threads=request.run_threads)
         judge = self._judge(graph, held_out, request)
-        runner = Runner(graph, gate, calibration, judge, request.seed, request.threads,
-                        request.device, watcher or Silent(), _workspace(request))  # fmt: skip
+        runner = Runner(
+            graph, gate, calibration, judge, request.seed, request.run_threads,
+            request.training_threads, request.device, watcher or Silent(), _workspace(request),
+        )  # fmt: skip
         before = size_of_source(graph)
         outcome = Outcome(graph.clone(), before)
         _forget_notes(outcome.graph)
@@ -131,7 +142,7 @@ class PassManager:
             if request.metric is not None or request.max_drop is not None:
                 raise RecipeError("metric: there are no data to measure it on; give --data")
             return None
-        return Judge(graph, held_out, request.metric, request.threads)
+        return Judge(graph, held_out, request.metric, request.run_threads)
 
     def _row(
         self, runner: Runner, row: tuple[Stage, ...], outcome: Outcome, request: Request
@@ -180,8 +191,8 @@ class PassManager:
         result = Measured(size_of(outcome.graph), metric=value)
         timing = None
         if request.measure and gate.feeds:
-            timing = bench(graph, outcome.graph, feeds=gate.feeds[0],
-                           plan=BenchPlan(threads=request.threads, seed=request.seed))  # fmt: skip
+            plan = BenchPlan(threads=request.run_threads, seed=request.seed)
+            timing = bench(graph, outcome.graph, feeds=gate.feeds[0], plan=plan)
             baseline = replace(baseline, latency=timing.a)
             result = replace(result, latency=timing.b)
             unmet.extend(_missed(timing, request))

@@ -99,6 +99,7 @@ class Runner:
     judge: Judge | None
     seed: int
     threads: int
+    training_threads: int
     device: str
     watcher: Watcher
     workspace: Workspace
@@ -232,6 +233,7 @@ class Runner:
             evaluate=self.judge.evaluate if self.judge is not None else None,
             seed=self.seed,
             threads=self.threads,
+            training_threads=self.training_threads,
             device=self.device,
             checkpoints=self.workspace.checkpoints,
             progress=self.watcher.progress,
@@ -243,7 +245,7 @@ class Runner:
         except _REQUEST_ERRORS:
             raise
         except GraphoptError as error:
-            raise _GivenUp(step, str(error)) from error
+            raise _GivenUp(step, str(error).removeprefix(f"{step.name}: ")) from error
         except Exception as error:
             replay = ",".join(spec(entry) for entry in (*earlier, step))
             folder = self.workspace.reproducer(start, replay, self.seed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from graphopt.data import Dataset
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.manager import PassFailure, PassManager, Result
-from graphopt.passbase import Pass
+from graphopt.passbase import Context, Pass, Promise
 from tests.asserting import assert_same_outputs, operators, parse
 from tests.samples import Break, Crash, Damage, DropIdentity, GiveUp, Greedy, Scale, convnet
 
@@ -83,6 +85,25 @@ def test_pass_that_leaves_a_broken_graph_is_rolled_back() -> None:
     assert by_name["drop-identity"].accepted
 
 
+@dataclass(frozen=True)
+class _CountThreads(Pass):
+    """Note on how many threads networks are run and trained."""
+
+    name: ClassVar[str] = "count-threads"
+    promise: ClassVar[Promise] = Promise.EXACT
+
+    def run(self, graph: Graph, context: Context) -> None:
+        context.notes["threads"] = [context.threads, context.resources().threads]
+
+
+@pytest.mark.parametrize(
+    ("given", "noted"), [(None, [1, 0]), (0, [0, 0]), (1, [1, 1]), (3, [3, 3])]
+)
+def test_trainings_use_all_cores_unless_told(given: int | None, noted: list[int]) -> None:
+    result = _run(_CountThreads(), threads=given)
+    assert result.report.passes[0].notes["threads"] == noted
+
+
 def test_crash_leaves_a_reproducer(tmp_path: Path) -> None:
     with pytest.raises(PassFailure, match="planned"):
         _run(DropIdentity(), Crash(), failures=tmp_path / "failures")
@@ -95,7 +116,7 @@ def test_crash_leaves_a_reproducer(tmp_path: Path) -> None:
 def test_pass_that_gives_up_ends_only_its_stage() -> None:
     result = _run(GiveUp(), DropIdentity())
     assert "Identity" not in operators(result.graph)
-    assert result.report.unmet == ("give-up: give-up: no row for 'Conv'",)
+    assert result.report.unmet == ("give-up: no row for 'Conv'",)
 
 
 def test_loss_within_budget_stays() -> None:
