@@ -43,6 +43,7 @@ class Need(StrEnum):
     CALIBRATION = "calibration"
     METRIC = "metric"
     TRAINING = "training"
+    LABELS = "labels"
 
 
 def _silent(stage: str, fraction: float) -> None:
@@ -114,6 +115,13 @@ class Pass(abc.ABC):
     def required(self) -> frozenset[Need]:
         """What the pass cannot run without, its options considered."""
         return self.needs
+
+    def functions(self) -> Mapping[str, str]:
+        """Functions of the user's that options name as file.py:function, by option.
+
+        They are looked for before anything runs.
+        """
+        return {}
 
     def reference(self, before: Graph, context: Context) -> Graph:
         """The graph whose outputs the result must equal, for passes that promise exact or cut.

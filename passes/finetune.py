@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,7 +32,7 @@ class Finetune(Plan, Pass):
 
     name: ClassVar[str] = "finetune"
     promise: ClassVar[Promise] = Promise.LOSSY
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.TRAINING})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TRAINING, Need.LABELS})
     loss: str = "cross-entropy"
     label_smoothing: float = 0.0
 
@@ -47,6 +48,9 @@ class Finetune(Plan, Pass):
                 f"{self.name}: loss must be {', '.join(train.LOSSES)} or file.py:function, got "
                 f"{self.loss!r}"
             )
+
+    def functions(self) -> Mapping[str, str]:
+        return {"loss": self.loss} if is_function_name(self.loss) else {}
 
     def run(self, graph: Graph, context: Context) -> None:
         inputs = context.inputs(self)

@@ -123,10 +123,14 @@ class Job:
 
 def _run(job: Job, *, reports: bool = True) -> int:
     """Check the whole request before the model is read, then do it."""
+    from graphopt.metrics import named
     from graphopt.report import check_folder
 
     target = job.target()
     manager = _manager(job)
+    manager.check(has_data=job.data is not None)
+    if job.metric is not None:
+        named(job.metric)
     check_json(job.json_file)
     if job.report is not None:
         check_folder(job.report)

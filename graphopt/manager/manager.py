@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from graphopt.data import Dataset
-from graphopt.errors import RecipeError
+from graphopt.data import Dataset, load_function
+from graphopt.errors import DataError, RecipeError
 from graphopt.ir import Graph
 from graphopt.manager.gate import Gate
 from graphopt.manager.judge import Judge, input_specs, split_data
@@ -18,7 +18,7 @@ from graphopt.manager.record import Measured, PassRecord, Report, Size, size_of,
 from graphopt.manager.stages import Outcome, Runner, Silent, Watcher
 from graphopt.manager.workspace import Workspace, stage_key
 from graphopt.notation import spec
-from graphopt.passbase import NOTES, Need, Promise
+from graphopt.passbase import NOTES, Need, Pass, Promise
 from graphopt.recipe import Recipe, Stage, load_recipe, read_steps
 from graphopt.runtime import BenchPlan, BenchResult, bench
 
@@ -111,11 +111,12 @@ class PassManager:
         and the run goes on with the best so far.
         """
         request = Request(**options)
-        self._check_needs(data)
+        self.check(has_data=data is not None)
         specs = input_specs(graph) if data or eval_data else ()
         calibration, held_out = split_data(
             data and data.bind(specs), eval_data and eval_data.bind(specs), request.seed
         )
+        self._check_labels(calibration)
         gate = Gate(graph, calibration, seed=request.seed, threads=request.run_threads)
         judge = self._judge(graph, held_out, request)
         runner = Runner(
@@ -130,12 +131,26 @@ class PassManager:
         _forget_notes(outcome.graph)
         return self._report(graph, before, outcome, gate, judge, request)
 
-    def _check_needs(self, data: Dataset | None) -> None:
-        for step in (step for stage in self.stages for step in stage.passes):
-            if data is None and step.required() & {Need.CALIBRATION, Need.TRAINING}:
+    def check(self, *, has_data: bool) -> None:
+        """Raise what is known to go wrong whatever the model: data or files that are not there."""
+        for step in self._steps():
+            if not has_data and step.required() & {Need.CALIBRATION, Need.TRAINING}:
                 raise RecipeError(
                     f"pass {spec(step)!r}: needs inputs to calibrate or train on; give --data"
                 )
+            for option, text in step.functions().items():
+                load_function(text, f"{step.name}: {option}")
+
+    def _check_labels(self, data: Dataset | None) -> None:
+        for step in self._steps():
+            if data is not None and data.labels is None and Need.LABELS in step.required():
+                raise DataError(
+                    f"pass {spec(step)!r}: {data.spec} has no labels; give class folders or an "
+                    "array `labels`, or use distill, which needs none"
+                )
+
+    def _steps(self) -> Iterator[Pass]:
+        return (step for stage in self.stages for step in stage.passes)
 
     def _judge(self, graph: Graph, held_out: Dataset | None, request: Request) -> Judge | None:
         if held_out is None:

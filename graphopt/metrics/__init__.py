@@ -9,6 +9,15 @@ from __future__ import annotations
 
 from graphopt.metrics.meters import Outputs, class_scores
 from graphopt.metrics.metric import Metric, Predict, Reference
-from graphopt.metrics.table import METRICS, choose
+from graphopt.metrics.table import METRICS, choose, named
 
-__all__ = ["METRICS", "Metric", "Outputs", "Predict", "Reference", "choose", "class_scores"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Outputs",
+    "Predict",
+    "Reference",
+    "choose",
+    "class_scores",
+    "named",
+]

@@ -21,7 +21,7 @@ from graphopt.metrics.meters import (
 )
 from graphopt.metrics.metric import Metric
 
-__all__ = ["METRICS", "choose"]
+__all__ = ["METRICS", "choose", "named"]
 
 
 def _decibels(ratio: float) -> float:
@@ -83,6 +83,19 @@ def choose(name: str | None, *, has_labels: bool, outputs: Outputs) -> Metric:
     if name is None:
         classes = "top1" if has_labels else "agreement"
         return METRICS[classes if scored else "sqnr"]
+    metric = named(name)
+    if metric.needs_labels and not has_labels:
+        raise DataError(f"metric {name}: the data has no labels; give some, or use agreement")
+    if name in ("top1", "top5", "agreement"):
+        require_scores(name, outputs)
+    return metric
+
+
+def named(name: str) -> Metric:
+    """The metric of that name, or a function of the user's, named as file.py:function.
+
+    Raises RecipeError for another name, DataError if there is no such file or function.
+    """
     if is_function_name(name):
         return _of_user(name)
     if name not in METRICS:
@@ -90,12 +103,7 @@ def choose(name: str | None, *, has_labels: bool, outputs: Outputs) -> Metric:
             f"metric: {name!r} is neither {', '.join(METRICS)} nor file.py:function"
             f"{did_you_mean(name, METRICS)}"
         )
-    metric = METRICS[name]
-    if metric.needs_labels and not has_labels:
-        raise DataError(f"metric {name}: the data has no labels; give some, or use agreement")
-    if name in ("top1", "top5", "agreement"):
-        require_scores(name, outputs)
-    return metric
+    return METRICS[name]
 
 
 def _of_user(text: str) -> Metric:

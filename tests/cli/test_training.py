@@ -28,3 +28,55 @@ def test_gradients_on_all_cores(run: Run, model: Path) -> None:
     data = ["--data", model.with_name("data.npz"), "--threads", "0", "--no-bench"]
     code, _, said = run("optimize", model, "--passes", steps, *data)
     assert code == 0, said
+
+
+LATE = "remove-channels{align=1};"
+"""What would run before a training."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["finetune{loss=absent.py:f}"], "finetune: loss: there is no file absent.py"),
+        (["finetune{loss=own.py:losss}"], "own.py has no function 'losss'; did you mean 'loss'?"),
+        (["finetune{loss=broken.py:f}"], "broken.py:f raised ModuleNotFoundError"),
+        (["finetune", "--metric", "absent.py:f"], "metric: there is no file absent.py"),
+        (["finetune", "--metric", "top-1"], "did you mean 'top1'"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_read(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    """The model is not looked at: there is none."""
+    monkeypatch.chdir(model.parent)
+    Path("own.py").write_text("def loss(outputs, labels): ...\n")
+    Path("broken.py").write_text("import no_such_module\n")
+    steps, *more = arguments
+    code, out, said = run(
+        "optimize", "no.onnx", "--data", "no.npz", "--passes", LATE + steps, *more
+    )
+    assert (code, out) == (2, "")
+    assert says in said
+
+
+def test_labels_are_asked_for_before_anything_runs(run: Run, model: Path) -> None:
+    data = model.with_name("plain.npz")
+    np.savez(data, x=np.zeros((8, 3, 8, 8), np.float32))
+    code, _, said = run("optimize", model, "--data", data, "--passes", f"{LATE}finetune")
+    assert code == 2
+    assert "pass 'finetune': " in said
+    assert "has no labels; give class folders" in said
+
+
+def test_a_loss_of_the_users_trains(run: Run, model: Path) -> None:
+    own = model.with_name("own.py")
+    own.write_text(
+        "from torch.nn import functional\n"
+        "def loss(outputs, labels):\n"
+        "    return functional.cross_entropy(outputs[0], labels)\n"
+    )
+    steps = f"finetune{{loss='{own}:loss',epochs=1,precision=float32,layout=contiguous}}"
+    data = ["--data", model.with_name("data.npz"), "--no-bench"]
+    code, out, said = run("optimize", model, "--passes", steps, *data)
+    assert code == 0, said
+    assert "finetune\tlossy\tyes" in out
