@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +12,7 @@ from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.quantize.calibrators import CALIBRATORS
 from graphopt.quantize.collecting import Effort
-from graphopt.quantize.static import BEST, Findings, Settings, quantize
+from graphopt.quantize.static import BATCH_NORM, BEST, Findings, Settings, quantize
 
 __all__ = ["QuantizeStatic"]
 
@@ -33,11 +35,16 @@ class QuantizeStatic(Pass):
     again, be it one layer or all of them. If `portable`, weights get coarser steps
     where sums of two products could leave 16 bits, so that processors with and without VNNI
     instructions give the same results.
+
+    `calibrator` batch-norm needs no inputs: values lie within six deviations of the mean that
+    BatchNormalization states, in the graph or in the original before it was folded, and what
+    follows clamps and adds them (Nagel et al. 2019). Layers of which it says nothing stay in
+    floats; those that read the model's inputs do unless `input_range`, as [-2.2, 2.7], says where
+    these lie. With inputs at hand `least_db` is looked at on them, without it is not.
     """
 
     name: ClassVar[str] = "quantize-static"
     promise: ClassVar[Promise] = Promise.LOSSY
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
     calibrator: str = BEST
     samples: int = 512
     seconds: float | None = None
@@ -46,9 +53,10 @@ class QuantizeStatic(Pass):
     least_db: float | None = 15.0
     pays: bool = True
     portable: bool = False
+    input_range: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.calibrator not in (known := sorted((BEST, *CALIBRATORS))):
+        if self.calibrator not in (known := sorted((BATCH_NORM, BEST, *CALIBRATORS))):
             raise RecipeError(
                 f"{self.name}: calibrator must be one of {', '.join(known)}, "
                 f"got {self.calibrator!r}"
@@ -58,9 +66,28 @@ class QuantizeStatic(Pass):
         for name, value in (("seconds", self.seconds), ("settled", self.settled)):
             if value is not None and not value > 0:
                 raise RecipeError(f"{self.name}: {name} must be above 0, got {value}")
+        self._check_range()
+
+    def _check_range(self) -> None:
+        ends = self.input_range
+        if not ends:
+            return
+        if len(ends) != 2 or not ends[0] < ends[1] or not all(map(math.isfinite, ends)):
+            raise RecipeError(
+                f"{self.name}: input_range must be two rising numbers, as [-1, 1], got {[*ends]}"
+            )
+        if self.calibrator != BATCH_NORM:
+            raise RecipeError(
+                f"{self.name}: input_range is for calibrator={BATCH_NORM}; inputs show their range"
+            )
+
+    def required(self) -> frozenset[Need]:
+        return self.needs if self.calibrator == BATCH_NORM else frozenset({Need.CALIBRATION})
 
     def run(self, graph: Graph, context: Context) -> None:
-        inputs = context.inputs(self)
+        inputs = context.calibration
+        if self.calibrator != BATCH_NORM:
+            inputs = context.inputs(self)
         settings = Settings(
             self.calibrator,
             Effort(self.seconds, self.settled),
@@ -69,8 +96,10 @@ class QuantizeStatic(Pass):
             self.pays,
             self.portable,
             context.threads,
+            self.input_range,
         )
-        found = quantize(graph, inputs.take(self.samples), settings, context.progress)
+        rows = None if inputs is None else inputs.take(self.samples)
+        found = quantize(graph, context.original, rows, settings, context.progress)
         _note(found, context.notes)
 
 
@@ -79,10 +108,9 @@ def _note(found: Findings, notes: dict[str, Note]) -> None:
     if found.why is not None:
         notes["remark"] = f"all stays in floats: {found.why}"
     elif found.freed:
-        notes["remark"] = (
-            f"{len(found.freed)} layers stay in floats, for integers ruin the outputs there: "
-            + ", ".join(found.freed[:3])
-        )
+        notes["remark"] = f"stay in floats, for integers ruin the outputs: {_few(found.freed)}"
+    elif found.unknown:
+        notes["remark"] = f"stay in floats, for no statistics tell ranges: {_few(found.unknown)}"
     if found.collected is not None:
         notes["inputs"] = found.collected.inputs
         notes["stopped"] = found.collected.stopped
@@ -90,8 +118,14 @@ def _note(found: Findings, notes: dict[str, Note]) -> None:
     notes["decibels"] = found.decibels
     notes["latency_ratio"] = found.ratio
     notes["layer_errors"] = dict[str, Note](found.alone)
+    notes["range_unknown"] = [*found.unknown]
     notes["freed"] = [*found.freed]
     notes["saturating_channels"] = dict[str, Note](found.saturating)
     notes["not_worth_it"] = [*found.unpaid]
     if found.plan is not None:
         notes["plan"] = [*str(found.plan).splitlines()]
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

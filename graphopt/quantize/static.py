@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from graphopt.data import Dataset
 from graphopt.ir import Graph
 from graphopt.quantize.calibrators import CALIBRATORS
-from graphopt.quantize.collecting import Collected, Effort, collect
+from graphopt.quantize.collecting import Collected, Effort
 from graphopt.quantize.insertion import insert
 from graphopt.quantize.observed import Observed
 from graphopt.quantize.paying import paying_units
 from graphopt.quantize.placement import Placement, is_quantized, place
-from graphopt.quantize.plan import Plan, make_plan, watched
+from graphopt.quantize.plan import Plan, make_plan
 from graphopt.quantize.sensitivity import Errors, decibels, layer_errors, layers_to_free, only
+from graphopt.quantize.sources import calibrated, expected
 from graphopt.quantize.upgrading import require_opset
-from graphopt.runtime import BenchPlan, bench
+from graphopt.runtime import BenchPlan, bench, example_feeds
 
-__all__ = ["BEST", "Findings", "Settings", "quantize"]
+__all__ = ["BATCH_NORM", "BEST", "Findings", "Settings", "quantize"]
 
 _JUDGED = 32
 """Inputs on which the outputs' error is measured."""
 
 _OPSET = 13
 
+BATCH_NORM = "batch-norm"
 BEST = "best"
 _TRIED = ("minmax", "percentile", "mse")
 
@@ -36,7 +40,9 @@ _ROUNDS = 3
 class Settings:
     """How to quantize.
 
-    calibrator a name, or "best": of three, the one whose outputs have the least error
+    calibrator a name, or "best": of three, the one whose outputs have the least error; or
+               "batch-norm": ranges from statistics in the graph, from no inputs
+    inputs     the ends of float inputs where no inputs show them
     exclude    patterns of nodes, tensors or operators that stay in floats
     least_db   layers go back to floats until the outputs have this signal over error; None: never
     pays       whether integers that are not faster by measurement are taken out again
@@ -50,6 +56,7 @@ class Settings:
     pays: bool = False
     portable: bool = False
     threads: int = 1
+    inputs: tuple[float, ...] = ()
 
 
 @dataclass
@@ -63,6 +70,7 @@ class Findings:
     decibels: float | None = None
     alone: Mapping[str, float] = field(default_factory=dict)
     freed: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     unpaid: list[str] = field(default_factory=list)
     ratio: float | None = None
     saturating: Mapping[str, int] = field(default_factory=dict)
@@ -71,11 +79,19 @@ class Findings:
 Progress = Callable[[str, float], None]
 
 
-def quantize(graph: Graph, dataset: Dataset, settings: Settings, progress: Progress) -> Findings:
+def quantize(
+    graph: Graph,
+    original: Graph,
+    dataset: Dataset | None,
+    settings: Settings,
+    progress: Progress,
+) -> Findings:
     """Quantize a graph in place, or leave it alone and say why.
 
-    Raises DataError for inputs that cannot calibrate, ModelError for an operator set that cannot
-    be converted.
+    Without a data set ranges are those of the statistics that `original` has, and errors of the
+    outputs are not known. Raises DataError for inputs that cannot calibrate, RecipeError if
+    neither inputs nor statistics show a range, ModelError for an operator set that cannot be
+    converted.
     """
     findings = Findings()
     if is_quantized(graph):
@@ -87,16 +103,27 @@ def quantize(graph: Graph, dataset: Dataset, settings: Settings, progress: Progr
     if not any(unit.weight for unit in placement.units):
         findings.why = "no layer has a kernel on integers"
         return findings
-    seen = _calibrated(changed, placement, dataset, settings, progress, findings)
-    errors = Errors.of(changed, dataset.take(_JUDGED), settings.threads)
-    settings = replace(settings, calibrator=_best(changed, placement, seen, settings, errors))
+    errors = None
+    if dataset is not None:
+        errors = Errors.of(changed, dataset.take(_JUDGED), settings.threads)
+    if settings.calibrator == BATCH_NORM:
+        seen, findings.unknown = expected(changed, original, settings.exclude, settings.inputs)
+        placement = place(changed, settings.exclude, floats=findings.unknown)
+    else:
+        assert dataset is not None, "calibrators look at inputs"
+        assert errors is not None, "and are judged on them"
+        findings.collected, seen = calibrated(
+            changed, placement, dataset, settings.effort, settings.threads,
+            lambda part: progress("calibrating", part),
+        )  # fmt: skip
+        settings = replace(settings, calibrator=_best(changed, placement, seen, settings, errors))
     findings.calibrator = settings.calibrator
     plan = _planned(changed, placement, seen, settings)
-    if settings.least_db is not None:
+    if settings.least_db is not None and errors is not None:
         plan = _near_enough(changed, plan, seen, errors, settings, progress, findings)
     if settings.pays and findings.why is None:
         progress("timing", 0.0)
-        plan = _fastest(changed, plan, dataset, settings, findings)
+        plan = _fastest(changed, plan, example_feeds(changed, dataset, 0), settings, findings)
     if findings.why is not None:
         return findings
     findings.saturating = plan.saturating(changed)
@@ -104,34 +131,6 @@ def quantize(graph: Graph, dataset: Dataset, settings: Settings, progress: Progr
     findings.plan = plan
     graph.adopt(changed)
     return findings
-
-
-def _calibrated(
-    graph: Graph,
-    placement: Placement,
-    dataset: Dataset,
-    settings: Settings,
-    progress: Progress,
-    findings: Findings,
-) -> dict[str, Observed]:
-    """What every tensor with a grid has shown; one that is only moved, what its source has."""
-    groups = watched(placement)
-    observed = {name for group in groups.values() for name in group}
-    order = [*graph.inputs, *(tensor.name for node in graph.nodes for tensor in node.outputs)]
-    names = [name for name in order if name in observed]
-    findings.collected = collect(
-        graph,
-        names,
-        dataset,
-        settings.effort,
-        threads=settings.threads,
-        progress=lambda part: progress("calibrating", part),
-    )
-    seen = dict(findings.collected.seen)
-    for group, sources in groups.items():
-        for name in placement.groups[group]:
-            seen.setdefault(name, seen[sources[0]])
-    return seen
 
 
 def _best(
@@ -175,7 +174,7 @@ def _near_enough(
             )
         findings.freed += layers_to_free(graph, plan, findings.alone, total, budget)
         budget /= 2
-        plan = _replanned(graph, findings.freed, seen, settings)
+        plan = _replanned(graph, [*findings.unknown, *findings.freed], seen, settings)
     findings.decibels = decibels(errors.relative(_inserted(graph, plan)))
     if findings.decibels < settings.least_db:
         findings.why = (
@@ -201,15 +200,19 @@ def _replanned(
 def _planned(
     graph: Graph, placement: Placement, seen: Mapping[str, Observed], settings: Settings
 ) -> Plan:
-    calibrator = CALIBRATORS[settings.calibrator]
+    name = settings.calibrator
+    calibrator = CALIBRATORS["minmax" if name == BATCH_NORM else name]
     return make_plan(graph, placement, seen, calibrator, portable=settings.portable)
 
 
 def _fastest(
-    graph: Graph, plan: Plan, dataset: Dataset, settings: Settings, findings: Findings
+    graph: Graph,
+    plan: Plan,
+    feeds: Mapping[str, np.ndarray],
+    settings: Settings,
+    findings: Findings,
 ) -> Plan:
     """All of a plan or the part that pays by its kernels' times, whichever takes less time."""
-    feeds = next(dataset.batches(1))
     kept = only(plan, paying_units(graph, plan, feeds, threads=settings.threads))
     tried = [plan] if len(kept.placement.units) == len(plan.placement.units) else [plan, kept]
     tried = [entry for entry in tried if any(unit.weight for unit in entry.placement.units)]
