@@ -59,3 +59,4 @@ class Refit(Fitting, Pass):
             for name, (before, after) in fit.together.items()
         }
         context.notes["left_alone"] = dict(fit.left_alone)
+        context.notes["remark"] = fit.remark

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from graphopt.coupling import Coupling, Family, couple, prepare, remove, why_nothing
+from graphopt.coupling import Coupling, Family, couple, prepare, remove, what_holds, why_nothing
 from graphopt.coupling.allocation import Candidates, Fitted
 from graphopt.coupling.importance import IMPORTANCES
 from graphopt.coupling.work import macs_of
@@ -108,10 +108,16 @@ class RemoveAndRefit(Fitting, Pass):
             for name, (before, after) in fit.together.items()
         }
         context.notes["left_alone"] = dict(fit.left_alone)
+        context.notes["remark"] = fit.remark
         if not fitted.met:
-            context.notes["unmet"] = [
-                f"macs {self.macs:g}: the least that a cut can leave is {fitted.left:.3f}"
-            ]
+            context.notes["unmet"] = [self._unmet(coupling, found, fitted)]
+
+    def _unmet(self, coupling: Coupling, found: Mapping[str, Curve], fitted: Fitted) -> str:
+        text = f"macs {self.macs:g}: the least that a cut can leave is {fitted.left:.3f}"
+        alone = [family.name for family in coupling.families if family.name not in found]
+        if alone:
+            text += f"; no layer that reads {', '.join(map(repr, alone))} can be solved anew"
+        return "; ".join(filter(None, (text, what_holds(coupling))))
 
     def _decided(
         self, coupling: Coupling, data: Dataset, context: Context

@@ -9,7 +9,16 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from graphopt.cost import cost
-from graphopt.coupling import Coupling, Family, couple, explain, mask, prepare, remove, why_nothing
+from graphopt.coupling import (
+    Coupling,
+    Family,
+    couple,
+    mask,
+    prepare,
+    remove,
+    what_holds,
+    why_nothing,
+)
 from graphopt.coupling.allocation import (
     Allocation,
     Candidates,
@@ -282,11 +291,9 @@ class RemoveChannels(Pass):
     def _unmet(self, coupling: Coupling, candidates: Candidates, fitted: Fitted) -> str:
         (option, wanted), *_ = self._amounts().items()
         text = f"{option} {wanted:g}: the least that a cut was found to leave is {fitted.left:.3f}"
-        whole = [family for family in coupling.frozen if coupling.held[family.name].macs]
-        largest = max(whole, key=lambda family: coupling.held[family.name].macs, default=None)
-        if largest is not None:
-            text += f"; {largest.name!r}, the largest that stays whole, is held by "
-            text += explain(largest)
+        held = what_holds(coupling)
+        if held:
+            text += f"; {held}"
         left_out = len(coupling.families) - len(candidates.families)
         if left_out:
             text += f"; {left_out} families were left out"

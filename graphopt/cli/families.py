@@ -17,18 +17,24 @@ def coupled(graph: Graph) -> Coupling:
     return couple(copy)
 
 
-def show_families(coupling: Coupling) -> None:
-    """Families that can be cut, then those that cannot, those that hold most first."""
+def show_families(coupling: Coupling, *, counted: bool) -> None:
+    """Families that can be cut, then those that cannot, those that hold most first.
+
+    Of a model none of whose MACs could be `counted` nobody knows what a family holds of them.
+    """
     columns = ["family", "channels", "tensors", "MACs held", "parameters held"]
-    rows = [[family.name, *_numbers(coupling, family)] for family in coupling.families]
+    rows = [
+        [family.name, *_numbers(coupling, family, counted=counted)] for family in coupling.families
+    ]
     print_table("families of coupled channels that can be cut", columns, rows)
     blurred = {family.blur: family.name for family in coupling.families if not family.exact}
     if blurred:
         note = [[name, blur] for blur, name in blurred.items()]
         print_table("read all at once, after a cut only those left", ["family", "by"], note, left=2)
-    frozen = sorted(coupling.frozen, key=lambda family: -coupling.held[family.name].macs)
+    frozen = sorted(coupling.frozen, key=lambda family: coupling.held[family.name], reverse=True)
     rows = [
-        [family.name, *_why(family), *_numbers(coupling, family)] for family in frozen
+        [family.name, *_why(family), *_numbers(coupling, family, counted=counted)]
+        for family in frozen
     ]  # what cutting it would save is what it holds
     print_table(
         "families that cannot be cut",
@@ -38,10 +44,11 @@ def show_families(coupling: Coupling) -> None:
     )
 
 
-def _numbers(coupling: Coupling, family: Family) -> list[str]:
+def _numbers(coupling: Coupling, family: Family, *, counted: bool) -> list[str]:
     held = coupling.held[family.name]
     tensors = len({member.tensor for member in family.members})
-    return [str(family.size), str(tensors), f"{held.macs:,}", f"{held.parameters:,}"]
+    macs = f"{held.macs:,}" if counted else "unknown"
+    return [str(family.size), str(tensors), macs, f"{held.parameters:,}"]
 
 
 def _why(family: Family) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from graphopt.cost import cost
 from graphopt.ir import Graph
 from graphopt.manager import size_of_source
 from graphopt.passbase import Note
+from graphopt.report import macs
 
 __all__ = ["inspect"]
 
@@ -36,7 +37,7 @@ def inspect(model: Path, json_file: Path | None) -> int:
         ("nodes", f"{file.nodes:,}"),
         ("nodes once shape arithmetic is folded", f"{found.nodes:,}"),
         ("parameters", f"{found.parameters:,}"),
-        ("MACs", f"{found.macs:,}"),
+        ("MACs", macs(file)),
         ("file (bytes)", f"{file.bytes:,}"),
         ("operator set", ", ".join(f"{d or 'onnx'} {v}" for d, v in graph.domains.items())),
     ]
@@ -47,7 +48,7 @@ def inspect(model: Path, json_file: Path | None) -> int:
     operators = sorted(found.operators.items(), key=lambda entry: (-entry[1], entry[0]))
     print_table("", ["operator", "nodes"], [(name, str(count)) for name, count in operators])
     coupling = coupled(graph)
-    show_families(coupling)
+    show_families(coupling, counted=bool(found.macs) or not found.uncosted)
     if json_file is not None:
         write_json(json_file, {**_document(model, graph), "channels": families_document(coupling)})
     return 0

@@ -11,6 +11,7 @@ from graphopt.coupling.families import (
     Member,
     couple,
     explain,
+    what_holds,
     why_nothing,
 )
 from graphopt.coupling.masking import mask
@@ -34,5 +35,6 @@ __all__ = [
     "mask",
     "prepare",
     "remove",
+    "what_holds",
     "why_nothing",
 ]

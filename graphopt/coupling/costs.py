@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.cost import node_macs, operator
-from graphopt.coupling.axes import Axis, Fixed
+from graphopt.coupling.axes import Atoms, Axis, Fixed
 from graphopt.coupling.wiring import Wiring
 from graphopt.ir import Graph
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Held", "held", "work_axes"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Held:
-    """What would go if all channels of a family went."""
+    """What would go if all channels of a family went; ordered by MACs, then parameters."""
 
     macs: int
     parameters: int
@@ -47,18 +47,18 @@ _CONTRACTED: Mapping[str, tuple[int, int]] = {
 """The input and its axis that a node sums over; Gemm and its like may have it transposed."""
 
 
-def held(graph: Graph, wiring: Wiring, families: Mapping[str, Family]) -> dict[str, Held]:
-    """Count for every family; what runs through two families counts for both."""
+def held(
+    graph: Graph, wiring: Wiring, component: Atoms, families: Mapping[str, Family]
+) -> dict[str, Held]:
+    """Count for every family; what runs through two families counts for both.
+
+    `component` is the solver's number of each atom's channel.
+    """
     names = list(families)
-    owner = np.full(wiring.count, -1, np.int64)
+    owners = np.full(component.max(initial=-1) + 1, -1, np.int64)
     for number, name in enumerate(names):
-        owner_members = families[name].members
-        for member in owner_members:
-            axes = wiring.axes[member.tensor]
-            assert axes is not None
-            axis = axes[member.axis]
-            assert isinstance(axis, np.ndarray)
-            owner[axis[member.places]] = number
+        owners[families[name].components] = number
+    owner = owners[component]
     macs = _macs(graph, wiring, owner, len(names))
     parameters = np.zeros(len(names))
     for name, array in graph.constants().items():

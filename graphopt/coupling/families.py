@@ -23,7 +23,16 @@ from graphopt.coupling.wiring import Even, Wiring
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 
-__all__ = ["Coupling", "Family", "Frozen", "Member", "couple", "explain", "why_nothing"]
+__all__ = [
+    "Coupling",
+    "Family",
+    "Frozen",
+    "Member",
+    "couple",
+    "explain",
+    "what_holds",
+    "why_nothing",
+]
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class Coupling:
     @cached_property
     def held(self) -> Mapping[str, Held]:
         """MACs and parameters that each family holds, by its name."""
-        return held(self.graph, self.wiring, self.by_name)
+        return held(self.graph, self.wiring, self.solution.component, self.by_name)
 
     def family(self, name: str) -> Family:
         """A family that can be cut; raises RecipeError for an unknown or frozen one."""
@@ -134,8 +143,17 @@ def why_nothing(coupling: Coupling) -> str:
     """Why no family can be cut, in words: what holds the largest."""
     if not coupling.frozen:
         return "there are no channels to remove"
-    largest = max(coupling.frozen, key=lambda family: coupling.held[family.name].parameters)
-    return f"no channel can go; {largest.name!r}, the largest, is held by {explain(largest)}"
+    return f"no channel can go; {what_holds(coupling)}"
+
+
+def what_holds(coupling: Coupling) -> str:
+    """What holds the largest family that cannot be cut, in words; nothing where all can."""
+    if not coupling.frozen:
+        return ""
+    largest = max(coupling.frozen, key=lambda family: coupling.held[family.name])
+    assert largest.frozen is not None, "what cannot be cut says why"
+    name, why = largest.name, largest.frozen
+    return f"{name!r}, the largest that stays whole, is held by {why.node}, which {why.reason}"
 
 
 def couple(graph: Graph, *, inner: bool = False) -> Coupling:

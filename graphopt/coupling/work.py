@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.cost import node_macs
+from graphopt.cost import cost, node_macs
 from graphopt.cost.parameters import parameter_names, size_bytes
 from graphopt.coupling.axes import Atoms, Axis, Fixed
 from graphopt.coupling.costs import work_axes
 from graphopt.coupling.families import Coupling
 from graphopt.coupling.removal import Plan
+from graphopt.errors import BudgetError
 
 __all__ = ["Work", "bytes_of", "macs_of"]
 
@@ -64,13 +65,22 @@ class Work:
 
 
 def macs_of(coupling: Coupling) -> Work:
-    """The multiply-accumulates of all nodes of the main scope."""
+    """The multiply-accumulates of all nodes of the main scope.
+
+    Raises BudgetError if none of them could be counted.
+    """
     costs: Mapping[str, int] = node_macs(coupling.graph)
     amounts = []
     for node in coupling.graph.nodes:
         name = next((tensor.name for tensor in node.outputs if tensor.name), node.name)
         if costs.get(name):
             amounts.append((float(costs[name]), tuple(work_axes(node, coupling.wiring))))
+    if not amounts:
+        names = ", ".join(f"{n} x{count}" for n, count in cost(coupling.graph).uncosted.items())
+        raise BudgetError(
+            f"macs: none can be counted, as the model leaves open what sizes {names or 'it'} "
+            "works on; give a ratio or bytes, or fix the sizes of its inputs"
+        )
     return Work(coupling, amounts)
 
 

@@ -55,10 +55,39 @@ def test_a_budget_out_of_reach_is_saved_and_reported(run: Run, model: Path, tmp_
     code, said = _optimize(run, model, "remove-channels{macs=0.01}", "--json", report)
     assert code == 1
     assert "not met: remove-channels: macs 0.01: the least" in said
-    assert "'w#2', the largest that stays whole, is held by input 'x'" in said
+    held = "'w#2', the largest that stays whole, is held by input 'x', which is what the caller"
+    assert held in said
     found = json.loads(report.read_text())
     assert 0.01 < found["result"]["macs"] / found["baseline"]["macs"] < 0.2
     assert len(onnx.load(tmp_path / "net.opt.onnx").graph.initializer[0].dims) > 0
+
+
+def test_a_refitted_budget_out_of_reach_names_what_holds(
+    run: Run, model: Path, images: Path
+) -> None:
+    code, said = _optimize(run, model, "remove-and-refit{macs=0.01}", "--data", images)
+    assert code == 1
+    assert "not met: remove-and-refit: macs 0.01: the least that a cut can leave is 0." in said
+    assert "is held by input 'x', which is what the caller gives" in said
+
+
+@pytest.mark.parametrize("step", ["remove-channels", "remove-and-refit"])
+def test_macs_that_nobody_can_count(run: Run, tmp_path: Path, images: Path, step: str) -> None:
+    """Sizes that the model leaves open: no cut is made for a budget that cannot be measured."""
+    path = tmp_path / "open.onnx"
+    text = """open (float[N,3,H,W] x) => (float[N,6,H,W] y)
+        <float[8,3,3,3] w, float[8] b, float[6,8,1,1] v> {
+        a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a) y = Conv(r, v) }"""
+    onnx.save(parse(text), path)
+    code, out, _ = run("inspect", path)
+    assert code == 0
+    assert "MACs\tunknown" in out.splitlines()
+    assert "w\t8\t3\tunknown\t272" in out.splitlines()
+    code, said = _optimize(run, path, f"{step}{{macs=0.5}}", "--data", images)
+    assert code == 1
+    assert f"not met: {step}: macs: none can be counted" in said
+    weights = onnx.load(path.with_name("open.opt.onnx")).graph.initializer
+    assert sorted(list(weight.dims) for weight in weights) == [[6, 8, 1, 1], [8], [8, 3, 3, 3]]
 
 
 def test_every_channel_pinned(run: Run, tmp_path: Path) -> None:
@@ -66,8 +95,7 @@ def test_every_channel_pinned(run: Run, tmp_path: Path) -> None:
     onnx.save(parse(PINNED), path)
     code, said = _optimize(run, path, "remove-channels")
     assert code == 1
-    assert "no channel can go" in said
-    assert "is held by input 'x'" in said
+    assert "no channel can go; 'w#2', the largest that stays whole, is held by output 'y'" in said
 
 
 @pytest.mark.parametrize(
@@ -105,6 +133,19 @@ def test_too_few_inputs(run: Run, tmp_path: Path) -> None:
     code, said = _optimize(run, path, "remove-channels{importance=reconstruction}", *data)
     assert code == 2
     assert "4 inputs are too few to judge the 500 channels of 'w'; give at least 32" in said
+
+
+def test_layers_that_a_refit_leaves_alone_are_told(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "wide.onnx"
+    text = """wide (float[N,3] x) => (float[N,5] y) <float[3,6] w, float[6,50] v, float[50,5] u> {
+        a = MatMul(x, w) b = Relu(a) c = MatMul(b, v) d = Relu(c) y = MatMul(d, u) }"""
+    onnx.save(parse(text), path)
+    few = np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)
+    np.savez(tmp_path / "few.npz", x=few)
+    data = ("--data", tmp_path / "few.npz")
+    code, said = _optimize(run, path, "remove-channels{align=1},refit", *data)
+    assert code == 0, said
+    assert "refit: 'y' is left as it was, needs at least 25 inputs" in said
 
 
 def test_data_choose_the_channels(run: Run, model: Path, images: Path, tmp_path: Path) -> None:

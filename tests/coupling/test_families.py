@@ -60,6 +60,14 @@ def test_heads_are_found(inner: bool, sizes: list[int]) -> None:
     assert all(f.exact for f in coupling.families)
 
 
+def test_heads_hold_what_they_are_multiplied_with() -> None:
+    """Also the products of two activations, to whose axes they come through a Reshape."""
+    coupling = couple(Graph.load(parse(ATTENTION)))
+    heads = next(family for family in coupling.families if family.size == 3)
+    projections, products = 4 * 5 * 8 * 12, 2 * 3 * 5 * 5 * 4
+    assert coupling.held[heads.name].macs == projections + products
+
+
 def test_a_joint_projection_of_query_key_and_value() -> None:
     b = Builder(np.random.default_rng(0))
     joint = b.node("MatMul", "x", b.weight(8, 36))
