@@ -12,7 +12,7 @@ import yaml
 from graphopt.errors import RecipeError
 from graphopt.passbase import Pass
 
-__all__ = ["parse", "spec"]
+__all__ = ["parse", "spec", "value_text"]
 
 _WORD = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*")
 
@@ -86,9 +86,14 @@ def spec(step: Pass) -> str:
     for entry in dataclasses.fields(step):
         value = getattr(step, entry.name)
         if value != entry.default:
-            text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**9)
-            shown.append(f"{entry.name}={text.removesuffix('...' + chr(10)).strip()}")
+            shown.append(f"{entry.name}={value_text(value)}")
     return step.name + (f"{{{', '.join(shown)}}}" if shown else "")
+
+
+def value_text(value: object) -> str:
+    """The value of an option as it is written in a list of passes, or in a recipe."""
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**9)
+    return text.removesuffix("...\n").strip()
 
 
 def _plain(value: object) -> object:

@@ -16,18 +16,7 @@ __all__ = ["Distill"]
 
 @dataclass(frozen=True)
 class Distill(Plan, Lesson, Pass):
-    """Train the network to do what the original does; no labels are needed.
-
-    Class scores are compared by the divergence of their softmax at `temperature` (or `loss` mse),
-    all other outputs by their squared error over the original's variance. `hints` and `attention`
-    weigh tensors inside that both networks still have under one name.
-
-    Training ends after `epochs` or `minutes`, whichever is first (without both: 10 epochs); the
-    learning rate gets to its end within that. Images are varied as `augment` says: auto, or some
-    of flip, crop, cutout, mixup. A part `holdout` of the rows is not trained on, and the weights
-    that do best on it are kept. Precision and memory layout are what is fastest here, unless
-    given. A run with a work directory that was killed goes on from its last checkpoint.
-    """
+    """Train the network to do what the original does; no labels are needed."""
 
     name: ClassVar[str] = "distill"
     promise: ClassVar[Promise] = Promise.LOSSY
@@ -48,6 +37,4 @@ class Distill(Plan, Lesson, Pass):
             kept=noted_traces(graph),
             resources=context.resources(),
         )
-        context.notes.update(history.as_notes())
-        if history.stopped is not None:
-            context.notes["unmet"] = [history.stopped]
+        context.trained(history)

@@ -22,12 +22,6 @@ class Finetune(Plan, Pass):
 
     `loss` is cross-entropy (with `label_smoothing`), mse, or `file.py:function`, which is called
     with a list of the outputs and the labels, all torch tensors, and returns a scalar one.
-
-    Training ends after `epochs` or `minutes`, whichever is first (without both: 10 epochs); the
-    learning rate gets to its end within that. Images are varied as `augment` says: auto (crop),
-    or some of flip, crop, cutout, mixup. A part `holdout` of the rows is not trained on, and the
-    weights that do best on it are kept. Precision and memory layout are what is fastest here,
-    unless given. A run with a work directory that was killed goes on from its last checkpoint.
     """
 
     name: ClassVar[str] = "finetune"
@@ -56,6 +50,4 @@ class Finetune(Plan, Pass):
         inputs = context.inputs(self)
         objective = train.objective_of(self.loss, self.label_smoothing)
         history = train.finetune(graph, inputs, objective, self, resources=context.resources())
-        context.notes.update(history.as_notes())
-        if history.stopped is not None:
-            context.notes["unmet"] = [history.stopped]
+        context.trained(history)

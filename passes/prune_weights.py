@@ -170,9 +170,7 @@ class PruneWeights(Plan, Pass):
             resources=context.resources(),
             hooks=hooks,
         )
-        context.notes.update(history.as_notes())
-        if history.stopped is not None:
-            context.notes["unmet"] = [history.stopped]
+        context.trained(history)
 
 
 def _group(text: str, who: str) -> tuple[int, int]:

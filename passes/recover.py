@@ -18,7 +18,7 @@ class Recover(Plan, Pass):
     """Train the network to be as good as it was: with labels if the data have any, else distilled.
 
     This is `finetune` with cross-entropy, or `distill` with its defaults, for recipes that do not
-    know which data they will meet. The options are those of both.
+    know which data they will meet.
     """
 
     name: ClassVar[str] = "recover"
@@ -29,6 +29,4 @@ class Recover(Plan, Pass):
         data = context.inputs(self)
         history = train.recover(graph, context.original, data, self, resources=context.resources())
         context.notes["labels"] = data.labels is not None
-        context.notes.update(history.as_notes())
-        if history.stopped is not None:
-            context.notes["unmet"] = [history.stopped]
+        context.trained(history)

@@ -38,7 +38,7 @@ class Slim(Plan, Pass):
 
     The pull is as strong as `l1` times the rate, summed over all steps and divided by 1 -
     momentum: the paper's 1e-4 is meant for 160 epochs at rates from 0.1 on, fewer need more. Where
-    BatchNormalization is folded, `restore-batch-norm` comes first. Training is as in `finetune`.
+    BatchNormalization is folded, `restore-batch-norm` comes first.
     """
 
     name: ClassVar[str] = "slim"
@@ -66,7 +66,7 @@ class Slim(Plan, Pass):
             hooks=[train.ScalePull(self.l1, pulls)],
         )
         after = _scales(graph, pulls)
-        context.notes.update(history.as_notes())
+        context.trained(history)
         scales: dict[str, Note] = {
             "count": len(after),
             "mean_before": float(before.mean()),
@@ -74,8 +74,6 @@ class Slim(Plan, Pass):
             "small": int(np.count_nonzero(after < _SMALL * before.mean())),
         }
         context.notes["scales"] = scales
-        if history.stopped is not None:
-            context.notes["unmet"] = [history.stopped]
 
     def _pulls(self, graph: Graph) -> Mapping[str, npt.NDArray[np.float64]]:
         """The scales to pull. Raises RecipeError where there are none."""

@@ -29,7 +29,7 @@ class SoftPrune(Plan, Pass):
 
     With labels the network learns them, else it learns to do what the original does. Filters grow
     again through BatchNormalization; where it is folded, `restore-batch-norm` comes first.
-    The last weights are kept. Training is as in `finetune`.
+    The last weights are kept.
     """
 
     name: ClassVar[str] = "soft-prune"
@@ -69,8 +69,6 @@ class SoftPrune(Plan, Pass):
             resources=context.resources(),
             hooks=[zeros],
         )
-        context.notes.update(history.as_notes())
+        context.trained(history)
         gone: dict[str, Note] = {name: channels.tolist() for name, channels in zeros.gone.items()}
         context.notes["zero"] = gone
-        if history.stopped is not None:
-            context.notes["unmet"] = [history.stopped]

@@ -38,8 +38,7 @@ class TrainQuantized(Plan, Lesson, Pass):
     al. 2020). `weight_bits` and `activation_bits` are 8 or 4; the first and the last layer keep 8.
     Then weights and biases are stored again. ONNX Runtime computes on 8 bits: 4 bits make the
     file smaller, or are for other targets; activations of 4 bits take a byte, behind a Clip.
-
-    How it is trained is said as for `distill`; no labels are needed.
+    No labels are needed.
     """
 
     name: ClassVar[str] = "train-quantized"
@@ -86,9 +85,7 @@ class TrainQuantized(Plan, Lesson, Pass):
         close_weights(work, opened)
         widen_activations(work, narrowed)
         graph.adopt(work)
-        context.notes.update(history.as_notes())
-        if history.stopped is not None:
-            context.notes["unmet"] = [history.stopped]
+        context.trained(history)
 
     def _values(self, graph: Graph, context: Context) -> dict[str, Array]:
         """Values of all that is put on grids, for some inputs."""

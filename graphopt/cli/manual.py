@@ -9,7 +9,8 @@ import typing
 import click
 
 from graphopt.cli.show import print_table
-from graphopt.notation import spec
+from graphopt.notation import spec, value_text
+from graphopt.passbase import Pass
 from graphopt.recipe import builtin_recipes, load_recipe
 from graphopt.registry import catalog, describe_type, load_class
 
@@ -30,6 +31,8 @@ def passes(name: str | None) -> int:
         return 0
     made = load_class(name)
     click.echo(f"{made.name} (promise: {made.promise})\n\n{inspect.getdoc(made)}")
+    for base in _shared(made):
+        click.echo(f"\n{inspect.getdoc(base)}")
     hints = typing.get_type_hints(made)
     options = [
         [entry.name, describe_type(hints[entry.name]), _default(entry)]
@@ -41,12 +44,22 @@ def passes(name: str | None) -> int:
     return 0
 
 
+def _shared(made: type[Pass]) -> list[type[object]]:
+    """Where options come from that several passes have."""
+    return [
+        base
+        for base in made.__mro__
+        if dataclasses.is_dataclass(base) and not issubclass(base, Pass)
+    ]
+
+
 def _headline(made: type[object]) -> str:
     return (inspect.getdoc(made) or "").splitlines()[0]
 
 
 def _default(entry: dataclasses.Field[object]) -> str:
-    return "must be given" if entry.default is dataclasses.MISSING else str(entry.default)
+    missing = entry.default is dataclasses.MISSING
+    return "must be given" if missing else value_text(entry.default)
 
 
 @click.command()

@@ -29,14 +29,16 @@ class Plan:
     """How long to train, and how.
 
     Training ends after `epochs` or `minutes`, whichever is first; without both it is 10 epochs.
-    The schedule is laid over what will be done in that time, so that the rate really reaches its
-    end. `batch` is per process. `warmup` is a part of the training, `clip` the largest norm of
-    the gradient (0: any). Weight decay leaves out norms, biases and all else of one axis. Images
-    are varied as `augment` says; auto shifts them and, where a teacher answers for both, mirrors
-    them.
+    The `schedule` is laid over what will be done in that time, so that the `rate` really reaches
+    its end. `batch` is per process, and no more than the rows there are. `warmup` is a part of
+    the training, `clip` the largest norm of the gradient (0: any). `weight_decay` leaves out
+    norms, biases and all else of one axis. Images are varied as `augment` says, some of flip,
+    crop, cutout and mixup; auto shifts them and, where a teacher answers for both, mirrors them.
+    `precision` and `layout` in memory are timed, and the fastest taken, unless they are given.
+
     A part `holdout` of the rows, at most 1,024, is not trained on: the weights that do best on it
-    are kept (0: the last). A checkpoint is written every `save_seconds` if there is a place for
-    it.
+    are kept (0: the last). With a work directory a checkpoint is written every `save_seconds`,
+    from which a training that was killed goes on.
     """
 
     epochs: float | None = None
@@ -86,11 +88,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a teacher teaches.
+    """What the original, or another teacher, teaches.
 
     Class scores (rows, classes) are compared by the divergence of their softmax at `temperature`,
     times its square, or by their squared error (`loss` mse); all other outputs by squared error
-    over the teacher's variance. `hints` and `attention` weigh tensors inside that both graphs
+    over the teacher's variance. `hints` and `attention` weigh tensors inside that both networks
     have under one name: their squared error over the teacher's variance, and the distance of
     their normalised maps of energy over places (Zagoruyko & Komodakis 2017).
     """

@@ -69,6 +69,15 @@ def test_wrong_calls_take_one_line(
     assert len(said.splitlines()) == 1
 
 
+def test_the_manual_writes_options_as_they_are_given(run: Run) -> None:
+    code, out, _ = run("passes", "distill")
+    assert code == 0
+    assert "augment\ta list, as [a, b], each text\t[auto]" in out.splitlines()
+    assert "epochs\ta number or null\tnull" in out.splitlines()
+    assert "Training ends after `epochs` or `minutes`" in out  # what all that train have in common
+    assert "Class scores (rows, classes) are compared" in out
+
+
 def test_json_of_a_metric_without_bounds(run: Run, model: Path) -> None:
     """Equal outputs have an infinite signal-to-noise ratio, which JSON cannot say."""
     folder = model.parent
