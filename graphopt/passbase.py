@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.rewrite import RewriteLog
 from graphopt.train import Resources
+
+if TYPE_CHECKING:
+    from graphopt.train import History
 
 __all__ = ["NOTES", "Context", "Need", "Note", "Pass", "Promise"]
 
@@ -88,6 +91,12 @@ class Context:
         """What a training in this run may use."""
         threads = self.threads if self.training_threads is None else self.training_threads
         return Resources(self.device, threads, self.seed, self.checkpoints, self.progress)
+
+    def trained(self, history: History) -> None:
+        """Note what a training did, and why it ended before its time if it did."""
+        self.notes.update(history.as_notes())
+        if history.stopped is not None:
+            self.notes["unmet"] = [history.stopped]
 
     def record(self, log: RewriteLog) -> None:
         """Note how often each rule was applied, and what was refused and why."""

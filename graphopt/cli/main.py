@@ -84,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say(error.format_message())
         code = 2
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; the output was not written, finished stages stay in the work directory")
+        _say(
+            "interrupted; no output was written; what is finished stays in the --workdir, if one "
+            "was given, and the same command goes on from there"
+        )
         code = 130
     except GraphoptError as error:
         _say(str(error))

@@ -165,8 +165,8 @@ def _show_verdict(report: Report) -> None:
     for record in report.passes:
         if not record.accepted:
             console.print(f"rolled back {record.name}: {record.reason}", style="yellow")
-        elif record.notes.get("remark"):
-            console.print(f"{record.name}: {record.notes['remark']}")
+    for remark in report.remarks:
+        console.print(remark)
     if report.gate.startswith("not checked"):
         console.print(report.gate, style="yellow")
     for reason in report.unmet:

@@ -130,6 +130,12 @@ class Report:
         cuts = [r.notes["channels"] for r in self.passes if r.accepted and "channels" in r.notes]
         return cuts[-1] if cuts else None
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What passes that stay have to say to people."""
+        said = [record for record in self.passes if record.accepted and record.notes.get("remark")]
+        return tuple(f"{record.name}: {record.notes['remark']}" for record in said)
+
     def to_json(self) -> dict[str, Note]:
         """The document of `--json`."""
         return {
@@ -162,6 +168,7 @@ class Report:
         if self.metric is not None:
             rows.append(f"{self.metric:<11} {self.baseline.metric} -> {self.result.metric}")
         rows.extend(f"rolled back: {r.name}: {r.reason}" for r in self.passes if not r.accepted)
+        rows.extend(self.remarks)
         rows.extend(f"not met: {reason}" for reason in self.unmet)
         return "\n".join(rows)
 

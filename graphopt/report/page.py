@@ -159,6 +159,7 @@ def _step(old: int, new: int) -> str:
 def _remarks(report: Report) -> str:
     lines = [f"rolled back {r.name}: {r.reason}" for r in report.passes if not r.accepted]
     lines += [f"not met: {reason}" for reason in report.unmet]
+    lines += report.remarks
     lines += [
         f"not counted in MACs: {name} x{count}"
         for name, count in report.result.size.uncosted.items()

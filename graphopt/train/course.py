@@ -158,13 +158,20 @@ class Course:
         self._losses.clear()
         for place, value in enumerate(values):
             if not math.isfinite(value):
-                self._history.stopped = (
-                    f"the loss was {value} at step {first + place + 1}; the weights of step "
-                    f"{self._best.step} are kept; lower the learning rate"
-                )
+                self._history.stopped = self._not_finite(value, first + place + 1)
                 return False
         self._mean.extend(values)
         return True
+
+    def _not_finite(self, value: float, step: int) -> str:
+        """What happened, and what to do: before the first step nothing has been learned."""
+        advice = "lower the learning rate"
+        if step == 1:
+            advice = "look for what is not finite in the weights and in the data"
+        return (
+            f"the loss was {value} at step {step}; the weights of step {self._best.step} are "
+            f"kept; {advice}"
+        )
 
     # ---- the held-out rows -----------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["History", "Point"]
@@ -57,5 +58,20 @@ class History:
             "held_out_before": held[0] if held else None,
             "held_out_after": min(held) if held else None,
             "kept_step": self.kept_step,
+            "resumed_step": self.resumed_step,
             "stopped": self.stopped,
+            "remark": self._remark(losses, held),
         }
+
+    def _remark(self, losses: Sequence[float], held: Sequence[float]) -> str:
+        """The figures that people look at first, in words."""
+        told = [f"{self.epochs:.3g} epochs, {self.steps:,} steps of {self.batch} rows"]
+        if self.resumed_step:
+            told.append(f"gone on from step {self.resumed_step:,}")
+        if held and self.kept_step == 0:
+            told.append(f"no weights did better on held-out rows than the first, {held[0]:.3g}")
+        elif held:
+            told.append(f"loss on held-out rows {held[0]:.3g} -> {min(held):.3g}")
+        elif losses:
+            told.append(f"loss {losses[-1]:.3g}")
+        return "; ".join(told)

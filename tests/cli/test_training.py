@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from graphopt.train.snapshots import Checkpoint, Saved
 from tests.cli.calling import Run
 from tests.samples import convnet
 
@@ -29,6 +32,9 @@ def test_gradients_on_all_cores(run: Run, model: Path) -> None:
     code, _, said = run("optimize", model, "--passes", steps, *data)
     assert code == 0, said
 
+
+EXACT = "precision=float32,layout=contiguous"
+"""What is fastest is not always the same."""
 
 LATE = "remove-channels{align=1};"
 """What would run before a training."""
@@ -75,8 +81,47 @@ def test_a_loss_of_the_users_trains(run: Run, model: Path) -> None:
         "def loss(outputs, labels):\n"
         "    return functional.cross_entropy(outputs[0], labels)\n"
     )
-    steps = f"finetune{{loss='{own}:loss',epochs=1,precision=float32,layout=contiguous}}"
+    steps = f"finetune{{loss='{own}:loss',epochs=1,{EXACT}}}"
     data = ["--data", model.with_name("data.npz"), "--no-bench"]
     code, out, said = run("optimize", model, "--passes", steps, *data)
     assert code == 0, said
     assert "finetune\tlossy\tyes" in out
+    assert "finetune: 1 epochs, 1 steps of 24 rows; loss " in out
+
+
+@dataclass
+class _Cut:
+    """Stands for a checkpoint's `save`: interrupts the run when one has been written often."""
+
+    save: Callable[[Checkpoint, Saved], None]
+    left: int
+
+    def __call__(self, checkpoint: Checkpoint, saved: Saved) -> None:
+        self.save(checkpoint, saved)
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("first", ["", "remove-channels{align=1,ratio=0.5};"])
+def test_a_training_goes_on_where_it_was_interrupted(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """The file is the same, byte for byte, as that of a run that nobody interrupted."""
+    monkeypatch.chdir(model.parent)
+    command = ["optimize", "net.onnx", "--data", "data.npz", "--seed", "3", "--no-bench"]
+    command += ["--passes", f"{first}distill{{{EXACT},epochs=4,batch=8,save_seconds=0,holdout=0}}"]
+    assert run(*command, "-o", "whole.onnx", "--workdir", "one")[0] == 0
+    with monkeypatch.context() as patch:
+        cut = _Cut(Checkpoint.save, 5)
+        patch.setattr(Checkpoint, "save", lambda *given: cut(*given))
+        code, out, said = run(*command, "-o", "resumed.onnx", "--workdir", "two")
+    assert (code, out) == (130, "")
+    assert "the same command goes on from there" in said
+    assert not Path("resumed.onnx").exists()
+    code, out, said = run(*command, "-o", "resumed.onnx", "--workdir", "two")
+    assert code == 0, said
+    assert "distill: 4 epochs, 12 steps of 8 rows; gone on from step 5; loss " in out
+    assert Path("resumed.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+    assert Path("resumed.onnx").read_bytes() != Path("net.onnx").read_bytes()
+    assert not list(Path("two/checkpoints").iterdir())

@@ -49,6 +49,16 @@ def test_page_is_self_contained_and_escaped(report: Report, tmp_path: Path) -> N
     assert page.count("<svg") == 1
 
 
+def test_remarks_of_passes_that_stay_are_shown(report: Report, tmp_path: Path) -> None:
+    kept, rolled_back = (replace(record, notes={"remark": "1 < 2"}) for record in report.passes)
+    told = replace(report, passes=(kept, rolled_back))
+    write_report(told, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<p>drop-identity: 1 &lt; 2</p>" in page
+    assert "damage: 1" not in page
+    assert "drop-identity: 1 < 2" in str(told)
+
+
 def test_channels_are_written_if_some_were_cut(report: Report, tmp_path: Path) -> None:
     record = replace(report.passes[0], notes={"channels": {"w": {"0": [1, 2]}}})
     write_report(replace(report, passes=(record,)), tmp_path)

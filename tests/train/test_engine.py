@@ -185,5 +185,15 @@ def test_loss_that_is_not_finite_names_the_step_and_keeps_the_best() -> None:
     history = fit(graph, vectors(), CrossEntropy(), QUICK, resources=ALONE, hooks=[Blow()])
     assert history.stopped is not None
     assert "the loss was nan at step 11;" in history.stopped
+    assert "lower the learning rate" in history.stopped
     assert history.kept_step == 8
     assert np.isfinite(graph.constants()["w0"]).all()
+
+
+def test_a_network_that_gives_nothing_finite_is_not_the_learning_rates_fault() -> None:
+    graph = perceptron()
+    graph.set_constant("w0", np.full_like(graph.constants()["w0"], np.nan))
+    history = fit(graph, vectors(), CrossEntropy(), QUICK, resources=ALONE)
+    assert history.stopped is not None
+    assert "the loss was nan at step 1;" in history.stopped
+    assert "look for what is not finite in the weights and in the data" in history.stopped
