@@ -17,6 +17,7 @@ from graphopt.cost import operator
 from graphopt.coupling.axes import Axis
 from graphopt.coupling.families import Coupling
 from graphopt.ir import Array
+from graphopt.rewrite.ramps import clamp
 
 __all__ = ["Level", "find_levels", "is_padded"]
 
@@ -107,14 +108,10 @@ def _batch_norm(node: _Node) -> Level | None:
 
 
 def _clip(node: _Node) -> Level | None:
-    data = node.level(0)
-    bounds: list[float] = []
-    for index, key, default in ((1, "min", -np.inf), (2, "max", np.inf)):
-        given = node.constant(index)
-        if given is None and index < len(node.node.inputs) and node.node.inputs[index].name:
-            return None
-        bounds.append(float(node.node.attrs.get(key, default) if given is None else given.item()))
-    return None if data is None else Level(data.axis, np.clip(data.values, bounds[0], bounds[1]))
+    data, bounds = node.level(0), clamp(node.coupling.graph, node.node)
+    if data is None or bounds is None:
+        return None
+    return Level(data.axis, np.clip(data.values, *bounds))
 
 
 _Function = Callable[[npt.NDArray[np.float64], gs.Node], npt.NDArray[np.float64]]
@@ -207,10 +204,10 @@ def _moved(node: _Node) -> Level | None:
 
 LEVELS: Mapping[str, _Row] = {
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"), _pool),
+    **dict.fromkeys(("Clip", "Relu"), _clip),
     **dict.fromkeys(("Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"), _moved),
     "Add": _combined(np.add),
     "BatchNormalization": _batch_norm,
-    "Clip": _clip,
     "Conv": _convolution,
     "Dropout": _pointwise(_same),
     "Gemm": _product,
@@ -220,7 +217,6 @@ LEVELS: Mapping[str, _Row] = {
     "LeakyRelu": _pointwise(_leaky),
     "MatMul": _product,
     "Mul": _combined(np.multiply),
-    "Relu": _pointwise(lambda x, node: np.maximum(x, 0)),
     "Sigmoid": _pointwise(lambda x, node: 1 / (1 + np.exp(-x))),
     "Sub": _combined(np.subtract),
     "Tanh": _pointwise(lambda x, node: np.tanh(x)),

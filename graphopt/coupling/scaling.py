@@ -21,8 +21,12 @@ from graphopt.coupling.site import Rules, Site
 from graphopt.coupling.sizes import Sizes
 from graphopt.coupling.solving import solve
 from graphopt.ir import Array, Graph, is_uniform
+from graphopt.rewrite.ramps import clamp
 
 __all__ = ["SCALING", "Scalable", "scalable"]
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""What exporters write where nothing is clamped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,23 +198,13 @@ def added(site: Site) -> Sequence[Axes | None]:
 
 def clip(site: Site) -> Sequence[Axes | None]:
     """Only a Relu in disguise is homogeneous."""
-    low, high = _bound(site, 1, "min", -math.inf), _bound(site, 2, "max", math.inf)
-    if low not in (0.0, -math.inf) or high not in (0.0, math.inf):
+    bounds = clamp(site.sizes.graph, site.node)
+    if bounds is None:
+        raise Unfit("clamps it to what is computed")
+    low, high = bounds
+    if (low != 0 and low > -_LARGEST) or (high != 0 and high < _LARGEST):
         raise Unfit("clamps it")
     return [site.axes(0)]
-
-
-def _bound(site: Site, index: int, key: str, default: float) -> float:
-    if key in site.node.attrs:
-        value = float(site.node.attrs[key])
-    elif site.has(index):
-        array = site.constant(index)
-        if array is None:
-            raise Unfit("clamps it to what is computed")
-        value = float(array.reshape(-1)[0])
-    else:
-        return default
-    return math.copysign(math.inf, value) if abs(value) > 3.4e38 else value
 
 
 def pad(site: Site) -> Sequence[Axes | None]:
