@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from graphopt.sparse.codebooks import Codebook, fit_codebook
-from graphopt.sparse.keeping import Kept, keep_weights, kept_weights
 from graphopt.sparse.levels import ALLOCATIONS, Allocation, in_groups, kept_at
+from graphopt.sparse.notes import Kept, keep_weights, kept_weights
 from graphopt.sparse.weights import choose_weights, find_weights
 
 __all__ = [

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from graphopt.train.finetuning import finetune
     from graphopt.train.history import History
     from graphopt.train.hooks import Hook, Training
+    from graphopt.train.learned_rounding import Descent, RoundingTask, learn_rounding
     from graphopt.train.objectives import CrossEntropy, Objective, SquaredError, objective_of
     from graphopt.train.pruning import Ramp, Surgery
     from graphopt.train.recovering import recover
-    from graphopt.train.rounding import Descent, RoundingTask, learn_rounding
     from graphopt.train.slimming import ScalePull, scales_of
     from graphopt.train.softening import SoftZeros, filters_of
     from graphopt.train.steps import StepSizes
@@ -64,7 +64,7 @@ __all__ = [
 _HOMES = {
     "Batch": "batches",
     "CrossEntropy": "objectives",
-    "Descent": "rounding",
+    "Descent": "learned_rounding",
     "History": "history",
     "Hook": "hooks",
     "Objective": "objectives",
@@ -72,7 +72,7 @@ _HOMES = {
     "Ramp": "pruning",
     "ScalePull": "slimming",
     "SoftZeros": "softening",
-    "RoundingTask": "rounding",
+    "RoundingTask": "learned_rounding",
     "StepSizes": "steps",
     "SquaredError": "objectives",
     "Surgery": "pruning",
@@ -82,7 +82,7 @@ _HOMES = {
     "find_device": "devices",
     "finetune": "finetuning",
     "fit": "engine",
-    "learn_rounding": "rounding",
+    "learn_rounding": "learned_rounding",
     "objective_of": "objectives",
     "recover": "recovering",
     "scales_of": "slimming",

@@ -16,12 +16,12 @@ from graphopt.errors import ModelError
 from graphopt.ir import Graph
 from graphopt.lens import LoweredModule, limited_threads, lower, write_back
 from graphopt.train.batches import Drawing, Feed
+from graphopt.train.constraining import keepers
 from graphopt.train.course import Course, Job, Setup
 from graphopt.train.devices import find_device, launch
 from graphopt.train.formats import Format, arrange, candidates
 from graphopt.train.history import History
 from graphopt.train.hooks import Hook, Training, trained_weights
-from graphopt.train.keeping import keepers
 from graphopt.train.objectives import Objective
 from graphopt.train.optimizing import make_optimizer
 from graphopt.train.pace import Pace
