@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnx
 import pytest
 
-from graphopt.cli import main
-from tests.cli.calling import Run
+from tests.samples import convnet
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the command line in this process."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, *capsys.readouterr()
-
-    return call
+def model(tmp_path: Path) -> Path:
+    """A small network, alone in its folder."""
+    path = tmp_path / "net.onnx"
+    onnx.save(convnet(), path)
+    return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,36 +12,14 @@ import onnx
 import pytest
 from onnx import helper
 
-from graphopt.cli import main
+from tests.cli.calling import Run
 from tests.samples import convnet
-
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the command line; return the exit code and what it said on standard error."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, capsys.readouterr().err
-
-    return call
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "net.onnx"
-    onnx.save(convnet(), path)
-    return path
 
 
 def _refused(run: Run, model: Path, *arguments: object, says: str) -> None:
     """The request is refused in one line, and the folder is as it was."""
     before = {entry: entry.read_bytes() for entry in model.parent.rglob("*") if entry.is_file()}
-    code, said = run("optimize", model, "--no-bench", *arguments)
+    code, _, said = run("optimize", model, "--no-bench", *arguments)
     assert code == 2, said
     assert says in said
     assert len(said.strip().splitlines()) == 1
@@ -145,7 +122,7 @@ def test_unknown_domain_is_carried_and_said_to_be_unchecked(run: Run, tmp_path: 
         helper.make_node("Mystery", ["i"], ["y"], domain="nobody.knows"),
     ]
     (tmp_path / "net.onnx").write_bytes(_graph(*nodes))
-    code, _ = run("optimize", tmp_path / "net.onnx", "--json", tmp_path / "out.json")
+    code, *_ = run("optimize", tmp_path / "net.onnx", "--json", tmp_path / "out.json")
     assert code == 0
     kept = onnx.load(tmp_path / "net.opt.onnx")
     assert [node.op_type for node in kept.graph.node] == ["Mystery"]

@@ -19,15 +19,14 @@ from graphopt.manager import Measured, PassRecord, Report, Size
 from graphopt.report import change, macs, score, significant, strict_json, threads, write_report
 from graphopt.runtime import BenchResult, Latency
 from tests.cli.calling import Run
-from tests.samples import convnet
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "net.onnx"
-    onnx.save(convnet(), path)
-    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).random((8, 3, 8, 8), np.float32))
-    return path
+def model(model: Path) -> Path:
+    """The small network, with inputs beside it."""
+    data = np.random.default_rng(0).random((8, 3, 8, 8), np.float32)
+    np.savez(model.with_name("data.npz"), x=data)
+    return model
 
 
 @pytest.mark.parametrize(

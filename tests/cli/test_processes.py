@@ -13,8 +13,6 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tests.samples import convnet
-
 PLUGIN = Path(__file__).resolve().parent.parent / "plugin"
 
 
@@ -32,13 +30,6 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         [*command, "--no-build-isolation", "--target", str(place), str(copy)], check=True
     )
     return {**os.environ, "PYTHONPATH": str(place)}
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "net.onnx"
-    onnx.save(convnet(), path)
-    return path
 
 
 def _graphopt(

@@ -7,23 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from graphopt.train.snapshots import Checkpoint, Saved
 from tests.cli.calling import Run
-from tests.samples import convnet
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A small network, with inputs and labels beside it."""
-    path = tmp_path / "net.onnx"
-    onnx.save(convnet(), path)
+def model(model: Path) -> Path:
+    """The small network, with inputs and labels beside it."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((48, 3, 8, 8), dtype=np.float32)
-    np.savez(tmp_path / "data.npz", x=x, labels=rng.integers(0, 10, 48))
-    return path
+    np.savez(model.with_name("data.npz"), x=x, labels=rng.integers(0, 10, 48))
+    return model
 
 
 def test_gradients_on_all_cores(run: Run, model: Path) -> None:

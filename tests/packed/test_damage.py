@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt.cli import main
 from graphopt.errors import ModelError
 from graphopt.ir import Graph
 from graphopt.packed import is_packed, pack
@@ -29,6 +28,7 @@ from graphopt.packed.loader import (
     PackedError,
     restore,
 )
+from tests.cli.calling import Run
 from tests.samples import convnet
 
 _MUTATIONS = 6000
@@ -238,27 +238,13 @@ def test_later_version_says_what_to_do(packed: bytes) -> None:
         restore(later)
 
 
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, capsys.readouterr().err
-
-    return call
-
-
 @pytest.mark.parametrize("verb", ["unpack", "bench", "inspect", "optimize"])
 def test_command_line_refuses_damage_in_one_line(
     verb: str, run: Run, packed: bytes, tmp_path: Path
 ) -> None:
     path = tmp_path / "bad.gopt"
     path.write_bytes(packed[:-3])
-    code, said = run(verb, path, *([tmp_path / "m.onnx"] if verb == "unpack" else []))
+    code, _, said = run(verb, path, *([tmp_path / "m.onnx"] if verb == "unpack" else []))
     assert code == 2
     assert "bad.gopt" in said
     assert len(said.strip().splitlines()) == 1
@@ -267,9 +253,11 @@ def test_command_line_refuses_damage_in_one_line(
 
 def test_command_line_round_trip(run: Run, original: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(original)
-    assert run("pack", tmp_path / "m.onnx", tmp_path / "m.gopt") == (0, "")
+    code, _, said = run("pack", tmp_path / "m.onnx", tmp_path / "m.gopt")
+    assert (code, said) == (0, "")
     assert is_packed(tmp_path / "m.gopt")
-    assert run("unpack", tmp_path / "m.gopt", tmp_path / "again.onnx") == (0, "")
+    code, _, said = run("unpack", tmp_path / "m.gopt", tmp_path / "again.onnx")
+    assert (code, said) == (0, "")
     assert (tmp_path / "again.onnx").read_bytes() == original
 
 
@@ -284,7 +272,7 @@ def test_command_line_refuses_nonsense(run: Run, original: bytes, tmp_path: Path
         (("unpack", model, tmp_path / "n.onnx"), "not a packed model"),
         (("unpack", tmp_path / "absent.gopt", tmp_path / "n.onnx"), "No such file"),
     ):
-        code, said = run(*arguments)
+        code, _, said = run(*arguments)
         assert code == 2
         assert says in said
     assert list(tmp_path.iterdir()) == [model]
