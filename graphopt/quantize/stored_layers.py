@@ -149,6 +149,11 @@ def find_target(
         if found is None or (reference.divisors and found != (0.0, math.inf)):
             return f"the clamp behind {name!r} is computed"
         (low, high), tensor = found, str(maker.inputs[0].name)
+    elif maker is not None and name != layer.layer.output and is_op(maker, "DequantizeLinear"):
+        rounder = original.producer(maker.inputs[0].name)
+        if rounder is None or not is_op(rounder, "QuantizeLinear"):
+            return f"the original stores {name!r}"
+        tensor = str(rounder.inputs[0].name)
     if original.producer(tensor) is None:
         return f"the original does not compute {tensor!r}"
     return Target(tensor, reference, low, high)

@@ -88,6 +88,16 @@ def test_rescaled_layers_are_compared_with_what_they_were() -> None:
     assert np.abs((found - wanted).mean(0)).max() < 1e-3 * np.abs(wanted).max()
 
 
+def test_an_original_that_is_quantized_itself_stays() -> None:
+    """Grids that clamp for an absorbed Relu do not pass for what the layer gave."""
+    graph, context = network(), Context(original=network(), calibration=data())
+    QuantizeStatic(pays=False, least_db=None).run(graph, context)
+    again = graph.clone()
+    CorrectBias().run(again, Context(original=graph, calibration=data()))
+    for name, array in graph.constants().items():
+        np.testing.assert_array_equal(again.constants()[name], array)
+
+
 def test_what_has_no_bias_or_no_original_is_left_alone() -> None:
     text = """two (float[N,64] x) => (float[N,64] y) <float[64,64] w, float[64,64] v> {
         h = MatMul(x, w)  r = Relu(h)  y = MatMul(r, v) }"""
