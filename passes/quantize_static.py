@@ -41,6 +41,10 @@ class QuantizeStatic(Pass):
     follows clamps and adds them (Nagel et al. 2019). Layers of which it says nothing stay in
     floats; those that read the model's inputs do unless `input_range`, as [-2.2, 2.7], says where
     these lie. With inputs at hand `least_db` is looked at on them, without it is not.
+
+    A model that has QuantizeLinear and DequantizeLinear already is left as it is. With
+    `requantize` these go first, and constants become floats: where a grid begins at 0 a Relu that
+    it may stand for comes back, or a Clip if it ends at 6.
     """
 
     name: ClassVar[str] = "quantize-static"
@@ -54,6 +58,7 @@ class QuantizeStatic(Pass):
     pays: bool = True
     portable: bool = False
     input_range: tuple[float, ...] = ()
+    requantize: bool = False
 
     def __post_init__(self) -> None:
         if self.calibrator not in (known := sorted((BATCH_NORM, BEST, *CALIBRATORS))):
@@ -97,6 +102,7 @@ class QuantizeStatic(Pass):
             self.portable,
             context.threads,
             self.input_range,
+            self.requantize,
         )
         rows = None if inputs is None else inputs.take(self.samples)
         found = quantize(graph, context.original, rows, settings, context.progress)
@@ -105,7 +111,12 @@ class QuantizeStatic(Pass):
 
 def _note(found: Findings, notes: dict[str, Note]) -> None:
     """What the report is told."""
-    if found.why is not None:
+    if found.already:
+        notes["remark"] = (
+            "left as it is, for the model is quantized already; requantize=true makes it floats "
+            "first"
+        )
+    elif found.why is not None:
         notes["remark"] = f"all stays in floats: {found.why}"
     elif found.freed:
         notes["remark"] = f"stay in floats, for integers ruin the outputs: {_few(found.freed)}"
@@ -114,6 +125,7 @@ def _note(found: Findings, notes: dict[str, Note]) -> None:
     if found.collected is not None:
         notes["inputs"] = found.collected.inputs
         notes["stopped"] = found.collected.stopped
+    notes["undone"] = found.undone
     notes["calibrator"] = found.calibrator
     notes["decibels"] = found.decibels
     notes["latency_ratio"] = found.ratio

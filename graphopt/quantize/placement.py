@@ -20,7 +20,7 @@ from graphopt.ir import Graph
 from graphopt.quantize.rules import RULES, Role, Rule
 from graphopt.rewrite.ramps import clamp
 
-__all__ = ["Placement", "Unit", "is_quantized", "place"]
+__all__ = ["Placement", "Unit", "is_quantized", "is_quantized_op", "place"]
 
 _ANYTHING = (-math.inf, math.inf)
 
@@ -77,14 +77,17 @@ _QUANTIZED_OPS = frozenset(
         "QLinearMatMul", "QuantizeLinear",
     }
 )  # fmt: skip
+_QUANTIZED_NAMES = ("DynamicQuantize", "MatMulNBits", "QAttention", "QGemm", "QLinear")
+
+
+def is_quantized_op(node: gs.Node) -> bool:
+    """Whether a node computes on integers of few bits, or converts to or from them."""
+    return node.op in _QUANTIZED_OPS or node.op.startswith(_QUANTIZED_NAMES)
 
 
 def is_quantized(graph: Graph) -> bool:
     """Whether a graph computes on integers of few bits already."""
-    return any(
-        node.op in _QUANTIZED_OPS or node.op.startswith(("QLinear", "QGemm", "MatMulNBits"))
-        for node in graph.all_nodes()
-    )
+    return any(is_quantized_op(node) for node in graph.all_nodes())
 
 
 def place(graph: Graph, exclude: Sequence[str] = (), floats: Collection[str] = ()) -> Placement:

@@ -18,6 +18,7 @@ from graphopt.quantize.placement import Placement, is_quantized, place
 from graphopt.quantize.plan import Plan, make_plan
 from graphopt.quantize.sensitivity import Errors, decibels, layer_errors, layers_to_free, only
 from graphopt.quantize.sources import calibrated, expected
+from graphopt.quantize.undoing import to_floats
 from graphopt.quantize.upgrading import require_opset
 from graphopt.runtime import BenchPlan, bench, example_feeds
 
@@ -46,6 +47,7 @@ class Settings:
     exclude    patterns of nodes, tensors or operators that stay in floats
     least_db   layers go back to floats until the outputs have this signal over error; None: never
     pays       whether integers that are not faster by measurement are taken out again
+    requantize whether a model that is quantized already is made floats first, or left as it is
     portable   whether results must be the same on processors with and without VNNI
     """
 
@@ -57,6 +59,7 @@ class Settings:
     portable: bool = False
     threads: int = 1
     inputs: tuple[float, ...] = ()
+    requantize: bool = False
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Findings:
     """What a run found out, for the report; `plan` is None where nothing was quantized."""
 
     plan: Plan | None = None
+    already: bool = False
+    undone: int = 0
     calibrator: str | None = None
     why: str | None = None
     collected: Collected | None = None
@@ -94,10 +99,12 @@ def quantize(
     converted.
     """
     findings = Findings()
-    if is_quantized(graph):
-        findings.why = "the model is quantized already"
-        return findings
     changed = graph.clone()
+    if is_quantized(graph):
+        if not settings.requantize:
+            findings.already = True
+            return findings
+        findings.undone = to_floats(changed)
     require_opset(changed, _OPSET, "a scale for each channel")
     placement = place(changed, settings.exclude)
     if not any(unit.weight for unit in placement.units):

@@ -17,7 +17,15 @@ from graphopt.refit.layers import Layer
 from graphopt.rewrite.matching import is_op
 from graphopt.rewrite.ramps import clamp
 
-__all__ = ["Stored", "StoredLayer", "Target", "find_stored_layers", "find_target", "write_bias"]
+__all__ = [
+    "Stored",
+    "StoredLayer",
+    "Target",
+    "find_stored_layers",
+    "find_target",
+    "read_grid",
+    "write_bias",
+]
 
 Doubles = npt.NDArray[np.float64]
 
@@ -113,24 +121,33 @@ def _stored(graph: Graph, name: str) -> Stored | None:
     if len(graph.consumers(name)) != 1 or graph.is_output(name):
         return None
     names = [str(tensor.name) for tensor in reader.inputs]
-    codes, scale = graph.constant(names[0]), graph.constant(names[1])
-    if codes is None or scale is None or len(graph.consumers(names[0])) != 1:
+    codes = graph.constant(names[0])
+    grid = None if codes is None else read_grid(graph, reader, codes)
+    if grid is None or len(graph.consumers(names[0])) != 1:
         return None
-    given = graph.constant(names[2]) if len(names) > 2 and names[2] else None
-    zero = np.zeros(scale.shape, codes.dtype) if given is None else given
-    axis = None if scale.ndim == 0 else int(reader.attrs.get("axis", 1)) % codes.ndim
-    block = int(reader.attrs.get("block_size", 0))
-    grid = Grid(np.asarray(scale, np.float32), zero, _format(codes), axis, block)
     return Stored(names[0], reader, grid)
 
 
-def _format(codes: Array) -> Format:
-    if codes.dtype == BIAS.dtype:
+def read_grid(graph: Graph, node: gs.Node, codes: Array) -> Grid | None:
+    """The grid of a DequantizeLinear that reads such codes; None if its scale is computed."""
+    names = [str(tensor.name) for tensor in node.inputs]
+    scale = graph.constant(names[1])
+    given = graph.constant(names[2]) if len(names) > 2 and names[2] else None
+    if scale is None or (given is None and len(names) > 2 and names[2]):
+        return None
+    zero = np.zeros(scale.shape, codes.dtype) if given is None else given
+    axis = None if scale.ndim == 0 else int(node.attrs.get("axis", 1)) % max(codes.ndim, 1)
+    block = int(node.attrs.get("block_size", 0))
+    return Grid(np.asarray(scale, np.float32), zero, _format(codes.dtype), axis, block)
+
+
+def _format(dtype: np.dtype[np.generic]) -> Format:
+    if dtype == BIAS.dtype:
         return BIAS
-    bits = int(str(codes.dtype).removeprefix("u").removeprefix("int"))
-    signed = not str(codes.dtype).startswith("u")
+    bits = int(str(dtype).removeprefix("u").removeprefix("int"))
+    signed = not str(dtype).startswith("u")
     low = -(2 ** (bits - 1)) if signed else 0
-    return Format(codes.dtype, low, low + 2**bits - 1)
+    return Format(dtype, low, low + 2**bits - 1)
 
 
 def find_target(

@@ -1,0 +1,93 @@
+"""Take QuantizeLinear and DequantizeLinear out of a graph again, so that it computes in floats."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.errors import RecipeError
+from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.quantize.placement import is_quantized_op
+from graphopt.quantize.rules import RULES, Role
+from graphopt.quantize.stored_layers import read_grid
+from graphopt.rewrite.matching import is_op
+from graphopt.rewrite.ramps import never_negative
+
+__all__ = ["to_floats"]
+
+_SIX = 6.0
+_KEEPS_SIGNS = ("AveragePool", "Concat", "GlobalAveragePool")
+
+
+def to_floats(graph: Graph) -> int:
+    """Read stored constants back and remove grids from computed tensors; return how many went.
+
+    A grid that begins at 0 clamps, and may stand for a Relu that was absorbed, one that ends at 6
+    for a Clip: these come back where values could be negative. Grids of the model's own inputs
+    and outputs that are integers stay. Raises RecipeError for operators that compute on integers
+    themselves.
+    """
+    other = sorted({node.op for node in graph.all_nodes() if is_quantized_op(node)} - _PAIR)
+    if other:
+        raise RecipeError(
+            "quantize-static: requantize takes back QuantizeLinear and DequantizeLinear, the model "
+            f"computes by {', '.join(other[:3])}; give the float model, or one with such pairs"
+        )
+    count, earlier = 0, dict[str, str]()
+    for node in [n for n in graph.nodes if is_op(n, "DequantizeLinear")]:
+        edit = _constant(graph, node) or _pair(graph, node)
+        if edit is not None:
+            earlier |= {new: old for old, new in edit.replace.items()}
+            graph.apply(edit)
+            count += 1
+    graph.prune()
+    for now, name in earlier.items():
+        if now in graph and name not in graph and graph.producer(now) and not graph.is_output(now):
+            graph.rename(now, name)
+    graph.reshape_notice()
+    return count
+
+
+_PAIR = {"DequantizeLinear", "QuantizeLinear"}
+
+
+def _constant(graph: Graph, node: gs.Node) -> Edit | None:
+    codes = graph.constant(node.inputs[0].name)
+    grid = None if codes is None else read_grid(graph, node, codes)
+    if codes is None or grid is None:
+        return None
+    return Edit(remove=(node,), constants={str(node.outputs[0].name): grid.dequantize(codes)})
+
+
+def _pair(graph: Graph, node: gs.Node) -> Edit | None:
+    """What reads the tensor back from its grid reads the tensor, behind the clamp that it was."""
+    rounder = graph.producer(node.inputs[0].name)
+    if rounder is None or not is_op(rounder, "QuantizeLinear"):
+        return None
+    source, name = str(rounder.inputs[0].name), str(node.outputs[0].name)
+    bounds = _absorbed(graph, rounder, node)
+    if bounds is None:
+        return Edit(remove=(node,), replace={name: source})
+    ends: tuple[Array, ...] = tuple(np.array(end, np.float32) for end in bounds)
+    made = NewNode("Clip", (source, *ends), (name,))
+    if bounds[1] == math.inf:
+        made = NewNode("Relu", (source,), (name,))
+    return Edit(remove=(node,), add=(made,))
+
+
+def _absorbed(graph: Graph, rounder: gs.Node, node: gs.Node) -> tuple[float, float] | None:
+    """The clamp that a grid may stand for, if what it rounds could be outside."""
+    maker = graph.producer(rounder.inputs[0].name)
+    zero = graph.constant(node.inputs[2].name) if len(node.inputs) > 2 else None
+    grid = None if zero is None else read_grid(graph, node, zero)
+    if grid is None or maker is None or maker.op not in RULES or never_negative(graph, rounder):
+        return None
+    if RULES[maker.op].role is Role.MOVE or maker.op in _KEEPS_SIGNS:
+        return None
+    low, high = grid.limits()
+    if low.size != 1 or float(low.reshape(())) != 0:
+        return None
+    step = float(grid.scale.reshape(()))
+    return 0.0, _SIX if abs(float(high.reshape(())) - _SIX) <= step else math.inf

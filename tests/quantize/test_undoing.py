@@ -1,0 +1,115 @@
+"""Quantized models taken back to floats, and quantized anew."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+from graphopt.errors import RecipeError
+from graphopt.ir import Graph
+from graphopt.passbase import Context
+from graphopt.quantize.undoing import to_floats
+from passes.quantize_static import QuantizeStatic
+from tests.asserting import assert_valid, operators, parse, random_inputs, run_model
+from tests.quantize.executing import calibration, decibels, quantized, run_optimized
+from tests.quantize.test_static import NETWORK
+
+
+def test_floats_come_back_under_their_names() -> None:
+    graph, result = quantized(NETWORK)
+    back = result.clone()
+    assert to_floats(back) > 10
+    assert_valid(back)
+    found = Counter(operators(back))
+    assert not found.keys() & {"QuantizeLinear", "DequantizeLinear"}
+    assert (found["Conv"], found["Relu"], found["Clip"]) == (3, 2, 1)
+    (clip,) = [node for node in back.nodes if node.op == "Clip"]
+    assert [float(back.constants()[tensor.name]) for tensor in clip.inputs[1:]] == [0, 6]
+    for name in ("r0", "r1", "r2", "m", "t", "p", "f", "y"):
+        assert name in back
+    feeds = random_inputs(graph.to_model(), seed=5, size=16)
+    assert decibels(run_model(graph, feeds)[0], run_model(back, feeds)[0]) > 35
+    assert back.inputs == graph.inputs
+    assert back.outputs == graph.outputs
+
+
+def test_an_end_that_no_input_has_reached_is_not_known() -> None:
+    graph = Graph.load(parse(NETWORK))
+    graph.set_constant("w2", graph.constants()["w2"].astype(np.float32) * np.float32(0.01))
+    _, result = quantized(graph.to_model(), calibrator="minmax")
+    to_floats(result)
+    assert Counter(operators(result))["Relu"] == 3
+
+
+def _again(result: Graph, original: Graph, **options: object) -> tuple[Graph, Context]:
+    made, context = result.clone(), Context(result, calibration=calibration(original))
+    step = QuantizeStatic(requantize=True, pays=False, settled=None, **options)  # type: ignore[arg-type]
+    step.run(made, context)
+    assert_valid(made)
+    return made, context
+
+
+def test_new_inputs_give_new_ranges_and_weights_keep_their_codes() -> None:
+    """What was calibrated on inputs that are far too small works on those it is now given."""
+    graph = Graph.load(parse(NETWORK))
+    small = graph.clone()
+    feeds = {"x": 0.05 * random_inputs(graph.to_model(), size=16)["x"]}
+    from graphopt.data import Dataset
+    from graphopt.manager.judge import input_specs
+
+    data = Dataset.from_arrays(feeds).bind(input_specs(graph))
+    QuantizeStatic(pays=False, settled=None).run(small, Context(graph, calibration=data))
+    result, context = _again(small, graph)
+    assert context.notes["undone"]
+    feeds = random_inputs(graph.to_model(), seed=5, size=16)
+    (wanted,) = run_model(graph, feeds)
+    assert decibels(wanted, run_optimized(small, feeds)[0]) < 15
+    assert decibels(wanted, run_optimized(result, feeds)[0]) > 25
+    old, new = ({n: a for n, a in g.constants().items() if a.dtype == np.int8 and a.ndim > 1}
+                for g in (small, result))  # fmt: skip
+    assert len(old) == len(new) == 4
+    for codes in old.values():
+        assert any(np.array_equal(codes, other) for other in new.values())
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, feeds: Mapping[str, np.ndarray]) -> None:
+        self._rows = iter([dict(feeds)])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._rows, None)
+
+
+def _made_by_onnxruntime(graph: Graph, folder: Path, form: QuantFormat) -> Graph:
+    onnx.save(graph.to_model(), folder / "float.onnx")
+    feeds = random_inputs(graph.to_model(), size=16)
+    target = folder / "quantized.onnx"
+    quantize_static(folder / "float.onnx", target, _Reader(feeds), quant_format=form,
+                    per_channel=True)  # fmt: skip
+    return Graph.load(target)
+
+
+def test_what_onnxruntime_has_quantized(tmp_path: Path) -> None:
+    graph = Graph.load(parse(NETWORK))
+    theirs = _made_by_onnxruntime(graph, tmp_path, QuantFormat.QDQ)
+    result, _ = _again(theirs, graph)
+    feeds = random_inputs(graph.to_model(), seed=5, size=16)
+    (wanted,) = run_model(graph, feeds)
+    assert decibels(wanted, run_optimized(result, feeds)[0]) > 25
+    left, context = theirs.clone(), Context(theirs, calibration=calibration(graph))
+    QuantizeStatic().run(left, context)
+    assert left.fingerprint() == theirs.fingerprint()
+    assert "quantized already" in str(context.notes["remark"])
+
+
+def test_operators_on_integers_are_refused_by_name(tmp_path: Path) -> None:
+    graph = Graph.load(parse(NETWORK))
+    theirs = _made_by_onnxruntime(graph, tmp_path, QuantFormat.QOperator)
+    with pytest.raises(RecipeError, match=r"computes by .*QLinear.*give the float model"):
+        _again(theirs, graph)
