@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.quantize.calibrators import CALIBRATORS
 from graphopt.quantize.collecting import Effort
+from graphopt.quantize.sensitivity import decibels
 from graphopt.quantize.static import BATCH_NORM, BEST, Findings, Settings, quantize
 
 __all__ = ["QuantizeStatic"]
@@ -31,10 +32,11 @@ class QuantizeStatic(Pass):
     joined by |.
 
     Layers that ruin the outputs go back to floats until these have `least_db` decibels of signal
-    over error on calibration inputs. If `pays`, what is not faster by measurement is taken out
-    again, be it one layer or all of them. If `portable`, weights get coarser steps
-    where sums of two products could leave 16 bits, so that processors with and without VNNI
-    instructions give the same results.
+    over error on calibration inputs. What each layer alone on integers does to the outputs is
+    in the report then, and with `layer_errors` in any case. If `pays`, what is not faster by
+    measurement is taken out again, be it one layer or all of them. If `portable`, weights get
+    coarser steps where sums of two products could leave 16 bits, so that processors with and
+    without VNNI instructions give the same results.
 
     `calibrator` batch-norm needs no inputs: values lie within six deviations of the mean that
     BatchNormalization states, in the graph or in the original before it was folded, and what
@@ -59,6 +61,7 @@ class QuantizeStatic(Pass):
     portable: bool = False
     input_range: tuple[float, ...] = ()
     requantize: bool = False
+    layer_errors: bool = False
 
     def __post_init__(self) -> None:
         if self.calibrator not in (known := sorted((BATCH_NORM, BEST, *CALIBRATORS))):
@@ -87,11 +90,12 @@ class QuantizeStatic(Pass):
             )
 
     def required(self) -> frozenset[Need]:
-        return self.needs if self.calibrator == BATCH_NORM else frozenset({Need.CALIBRATION})
+        looks = self.calibrator != BATCH_NORM or self.layer_errors
+        return frozenset({Need.CALIBRATION}) if looks else self.needs
 
     def run(self, graph: Graph, context: Context) -> None:
         inputs = context.calibration
-        if self.calibrator != BATCH_NORM:
+        if self.required():
             inputs = context.inputs(self)
         settings = Settings(
             self.calibrator,
@@ -103,6 +107,7 @@ class QuantizeStatic(Pass):
             context.threads,
             self.input_range,
             self.requantize,
+            self.layer_errors,
         )
         rows = None if inputs is None else inputs.take(self.samples)
         found = quantize(graph, context.original, rows, settings, context.progress)
@@ -119,7 +124,9 @@ def _note(found: Findings, notes: dict[str, Note]) -> None:
     elif found.why is not None:
         notes["remark"] = f"all stays in floats: {found.why}"
     elif found.freed:
-        notes["remark"] = f"stay in floats, for integers ruin the outputs: {_few(found.freed)}"
+        notes["remark"] = f"stay in floats, for integers ruin the outputs: {_few(_rated(found))}"
+    elif found.alone:
+        notes["remark"] = f"layers that lose the outputs most: {_few(_rated(found))}"
     elif found.unknown:
         notes["remark"] = f"stay in floats, for no statistics tell ranges: {_few(found.unknown)}"
     if found.collected is not None:
@@ -129,13 +136,31 @@ def _note(found: Findings, notes: dict[str, Note]) -> None:
     notes["calibrator"] = found.calibrator
     notes["decibels"] = found.decibels
     notes["latency_ratio"] = found.ratio
-    notes["layer_errors"] = dict[str, Note](found.alone)
+    notes["layer_errors"] = [*_alone(found)]
     notes["range_unknown"] = [*found.unknown]
     notes["freed"] = [*found.freed]
     notes["saturating_channels"] = dict[str, Note](found.saturating)
     notes["not_worth_it"] = [*found.unpaid]
     if found.plan is not None:
         notes["plan"] = [*str(found.plan).splitlines()]
+
+
+def _alone(found: Findings) -> Iterator[Note]:
+    """What each layer alone does to the outputs, the worst first."""
+    total = max(sum(found.alone.values()), 1e-30)
+    for name, error in sorted(found.alone.items(), key=lambda item: -item[1]):
+        yield {
+            "layer": name,
+            "decibels": decibels(error),
+            "share": error / total,
+            "in_floats": name in found.freed,
+        }
+
+
+def _rated(found: Findings) -> list[str]:
+    """The layers that went back to floats, or all if none did, the worst first."""
+    names = sorted(found.freed or found.alone, key=lambda name: -found.alone.get(name, 0.0))
+    return [f"{name} ({decibels(found.alone[name]):.1f} dB alone)" for name in names]
 
 
 def _few(names: Sequence[str]) -> str:

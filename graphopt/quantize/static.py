@@ -46,6 +46,7 @@ class Settings:
     inputs     the ends of float inputs where no inputs show them
     exclude    patterns of nodes, tensors or operators that stay in floats
     least_db   layers go back to floats until the outputs have this signal over error; None: never
+    alone      whether each layer's own error is measured even if nothing has to go back
     pays       whether integers that are not faster by measurement are taken out again
     requantize whether a model that is quantized already is made floats first, or left as it is
     portable   whether results must be the same on processors with and without VNNI
@@ -60,6 +61,7 @@ class Settings:
     threads: int = 1
     inputs: tuple[float, ...] = ()
     requantize: bool = False
+    alone: bool = False
 
 
 @dataclass
@@ -126,6 +128,8 @@ def quantize(
         settings = replace(settings, calibrator=_best(changed, placement, seen, settings, errors))
     findings.calibrator = settings.calibrator
     plan = _planned(changed, placement, seen, settings)
+    if settings.alone and errors is not None:
+        findings.alone = _alone(changed, plan, errors, progress)
     if settings.least_db is not None and errors is not None:
         plan = _near_enough(changed, plan, seen, errors, settings, progress, findings)
     if settings.pays and findings.why is None:
@@ -176,9 +180,7 @@ def _near_enough(
         if total <= wanted or not plan.layers:
             return plan
         if not findings.alone:
-            findings.alone = layer_errors(
-                graph, plan, errors, lambda part: progress("judging layers", part)
-            )
+            findings.alone = _alone(graph, plan, errors, progress)
         findings.freed += layers_to_free(graph, plan, findings.alone, total, budget)
         budget /= 2
         plan = _replanned(graph, [*findings.unknown, *findings.freed], seen, settings)
@@ -189,6 +191,10 @@ def _near_enough(
             f"{settings.least_db:g} are wanted"
         )
     return plan
+
+
+def _alone(graph: Graph, plan: Plan, errors: Errors, progress: Progress) -> dict[str, float]:
+    return layer_errors(graph, plan, errors, lambda part: progress("judging layers", part))
 
 
 def _inserted(graph: Graph, plan: Plan) -> Graph:

@@ -8,6 +8,7 @@ from importlib import resources
 from string import Template
 
 from graphopt.manager import PassRecord, Report
+from graphopt.report.layers import layer_errors
 from graphopt.report.numbers import change, macs, score, significant, threads
 from graphopt.runtime import Latency
 
@@ -27,6 +28,7 @@ def render(report: Report) -> str:
         verdict=_verdict(report),
         totals="".join(_totals(report)),
         bars=_bars(report),
+        layers=layer_errors(report),
         passes="".join(_pass_row(r) for r in report.passes if r.modified or not r.accepted),
         idle=_idle(report),
         remarks=_remarks(report),

@@ -133,8 +133,42 @@ def test_a_layer_that_ruins_the_outputs_goes_back() -> None:
     result, context = _run(graph, data, least_db=30.0)
     feeds = random_inputs(graph.to_model(), seed=5, size=4)
     assert loose.notes["freed"] == []
+    assert loose.notes["layer_errors"] == []
+    table = context.notes["layer_errors"]
+    assert isinstance(table, list)
+    rows = [row for row in table if isinstance(row, dict)]
+    freed = context.notes["freed"]
+    assert isinstance(freed, list)
+    assert {row["layer"] for row in rows if row["in_floats"]} == {*freed}
+    assert rows[0]["in_floats"]
+    assert "stay in floats, for integers ruin the outputs: " in str(context.notes["remark"])
+    assert "dB alone" in str(context.notes["remark"])
     assert context.notes["freed"]
     assert decibels(run_model(graph, feeds)[0], run_optimized(result, feeds)[0]) > 25
+
+
+def test_layer_errors_are_those_of_the_layer_alone() -> None:
+    graph = Graph.load(parse(CHAIN))
+    data = calibration(graph)
+    _, context = _run(graph, data, layer_errors=True, calibrator="minmax", settled=None)
+    table = context.notes["layer_errors"]
+    assert isinstance(table, list)
+    found = {str(row["layer"]): row for row in table if isinstance(row, dict)}
+    assert found.keys() == {"r", "y"}
+    assert sum(float(str(row["share"])) for row in found.values()) == pytest.approx(1)
+    shares = [float(str(row["share"])) for row in table if isinstance(row, dict)]
+    assert shares == sorted(shares, reverse=True)
+    feeds = next(data.take(32).batches(32))
+    (wanted,) = run_model(graph, feeds)
+    for name, other in (("r", "y"), ("y", "c|r")):
+        alone, _ = _run(graph, data, exclude=other, calibrator="minmax", settled=None)
+        (made,) = run_optimized(alone, feeds)
+        decibel = float(str(found[name]["decibels"]))
+        assert decibel == pytest.approx(decibels(wanted, made), abs=0.5)
+    assert "layers that lose the outputs most: " in str(context.notes["remark"])
+    step = QuantizeStatic(calibrator="batch-norm", layer_errors=True)
+    with pytest.raises(RecipeError, match="needs inputs to calibrate"):
+        step.run(graph.clone(), Context(original=graph))
 
 
 def test_integers_that_do_not_pay_are_taken_out() -> None:

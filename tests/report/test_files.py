@@ -12,6 +12,7 @@ import pytest
 from graphopt.errors import TargetError
 from graphopt.ir import Graph
 from graphopt.manager import PassManager, Report
+from graphopt.passbase import Note
 from graphopt.report import write_report
 from tests.samples import Damage, DropIdentity, convnet
 
@@ -69,3 +70,21 @@ def test_unwritable_folder_is_named(report: Report, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TargetError, match="cannot be made"):
         write_report(report, tmp_path / "file" / "inner")
+
+
+def _row(layer: str, decibels: float, share: float, *, back: bool = False) -> Note:
+    return {"layer": layer, "decibels": decibels, "share": share, "in_floats": back}
+
+
+def test_errors_of_layers_are_plotted(report: Report, tmp_path: Path) -> None:
+    rows = [_row("a<b", 12.5, 0.75, back=True), _row("c", float("inf"), 0.0)]
+    rows += [_row(f"l{number}", 40.0, 0.005) for number in range(50)]
+    record = replace(report.passes[0], name="quantize", notes={"layer_errors": rows})
+    write_report(replace(report, passes=(record,)), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "Error of the outputs by layer: quantize" in page
+    assert "75.0%, 12.5 dB, in floats" in page
+    assert "a&lt;b" in page
+    assert "The other 12 layers lose less." in page
+    json.loads((tmp_path / "report.json").read_text())
