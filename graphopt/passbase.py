@@ -9,8 +9,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from graphopt.data import Dataset
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
@@ -44,7 +42,6 @@ class Need(StrEnum):
     """What a pass cannot run without."""
 
     CALIBRATION = "calibration"
-    METRIC = "metric"
     TRAINING = "training"
     LABELS = "labels"
 
@@ -82,10 +79,6 @@ class Context:
             who = f"{step.name}: {option}".strip()
             raise RecipeError(f"{who} needs inputs to calibrate or train on; give --data")
         return self.calibration
-
-    def generator(self) -> np.random.Generator:
-        """A random generator of this run's seed; the same one each time."""
-        return np.random.default_rng(self.seed)
 
     def resources(self) -> Resources:
         """What a training in this run may use."""

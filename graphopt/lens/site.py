@@ -210,13 +210,6 @@ class Site:
             return int(entry)
         return self.around.dimension(entry) if isinstance(entry, str) else None
 
-    def static(self, position: int, key: str = "") -> tuple[int, ...] | None:
-        """Integers that are known now; None if they are absent or depend on the inputs."""
-        sizes = self.sizes(position, key)
-        if not isinstance(sizes, tuple) or any(isinstance(size, fx.Node) for size in sizes):
-            return None
-        return tuple(size for size in sizes if isinstance(size, int))
-
     def numbers(self, position: int, key: str = "") -> Numbers | None:
         """Floats from an attribute or an input; None if both are absent or the input is empty."""
         value = self.attributes.get(key) if key else self.constant(position)
