@@ -18,9 +18,8 @@ import numpy as np
 import zstandard
 
 from graphopt import data
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.ir import Graph
-from graphopt.manager import input_specs
 from graphopt.notation import parse
 from graphopt.packed import pack
 from graphopt.passbase import Context

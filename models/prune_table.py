@@ -27,10 +27,9 @@ from scipy.special import log_softmax
 from graphopt import data as datasets
 from graphopt.cost import cost
 from graphopt.coupling.importance import IMPORTANCES
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.errors import GraphoptError
 from graphopt.ir import Graph
-from graphopt.manager.judge import input_specs
 from graphopt.passbase import Context, Pass
 from graphopt.runtime import Session
 from passes.fold_batch_norm import FoldBatchNorm

@@ -27,9 +27,8 @@ import numpy as np
 
 import graphopt as go
 from graphopt import data as datasets
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.ir import Graph
-from graphopt.manager.judge import input_specs
 from graphopt.runtime import BenchPlan, Session, bench
 
 __all__ = ["Row", "main", "table"]
@@ -70,7 +69,7 @@ _OURS = (
     + """
 import graphopt as go
 from graphopt.data import Dataset
-from graphopt.manager.judge import input_specs
+from graphopt.data import input_specs
 from graphopt.passbase import Context
 from passes.quantize_static import QuantizeStatic
 graph = go.load(model)

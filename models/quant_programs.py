@@ -22,7 +22,7 @@ OPENED = """
 import sys
 import graphopt as go
 from graphopt import data as datasets
-from graphopt.manager.judge import input_specs
+from graphopt.data import input_specs
 model, out, spec, preprocess, count = sys.argv[1:6]
 count = int(count)
 def dataset(specs):
@@ -53,7 +53,7 @@ onnx.save(made, out)
 
 _OURS = """
 import graphopt as go
-from graphopt.manager.judge import input_specs
+from graphopt.data import input_specs
 from graphopt.passbase import Context
 from passes.quantize_static import QuantizeStatic
 graph = go.load(model)

@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 
 from graphopt import data as datasets
 from graphopt.cost import cost
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.ir import Graph
-from graphopt.manager.judge import input_specs
 from graphopt.notation import parse
 from graphopt.passbase import Context, Pass
 from graphopt.recipe import read_steps

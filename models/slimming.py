@@ -16,10 +16,9 @@ import torch
 
 from graphopt import data as datasets
 from graphopt.cost import cost
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.frontend import trace
 from graphopt.ir import Graph
-from graphopt.manager.judge import input_specs
 from graphopt.passbase import Context
 from graphopt.runtime import Session
 from models.networks import NETWORKS

@@ -20,11 +20,11 @@ from graphopt.cli.options import (
     write_json,
 )
 from graphopt.cli.show import print_table
-from graphopt.data import Dataset, is_function_name
+from graphopt.data import Dataset, input_specs, is_function_name
 from graphopt.data import open as open_data
 from graphopt.errors import DataError, ModelError
 from graphopt.ir import Graph
-from graphopt.manager import input_specs, size_of_source
+from graphopt.manager import size_of_source
 from graphopt.metrics import Metric, choose
 from graphopt.passbase import Note
 from graphopt.report import change, score, significant

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from graphopt.data.dataset import Dataset, Source
-from graphopt.data.inputs import InputSpec
+from graphopt.data.inputs import InputSpec, input_specs
 from graphopt.data.spec import held_out, open  # noqa: A004
 from graphopt.data.userfile import is_function_name, load_function, user_code
 
@@ -15,6 +15,7 @@ __all__ = [
     "InputSpec",
     "Source",
     "held_out",
+    "input_specs",
     "is_function_name",
     "load_function",
     "open",

@@ -9,8 +9,9 @@ import numpy as np
 
 from graphopt.data.wording import did_you_mean
 from graphopt.errors import DataError
+from graphopt.ir import Graph
 
-__all__ = ["InputSpec", "batch_axes", "check_arrays", "fixed_batch"]
+__all__ = ["InputSpec", "batch_axes", "check_arrays", "fixed_batch", "input_specs"]
 
 Shape = tuple[int | str | None, ...]
 
@@ -28,6 +29,20 @@ class InputSpec:
         if self.shape is None:
             return None
         return tuple(None if isinstance(d, int) and d < 1 else d for d in self.shape)
+
+
+def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
+    """What a graph takes, for the data to be shaped after.
+
+    Raises DataError for an input that is not a tensor.
+    """
+    specs = []
+    for name in graph.inputs:
+        dtype = graph.dtype(name)
+        if dtype is None:
+            raise DataError(f"input {name!r}: is not a tensor, so no data can be given for it")
+        specs.append(InputSpec(name, graph.shape(name), dtype))
+    return tuple(specs)
 
 
 def batch_axes(inputs: Sequence[InputSpec]) -> dict[str, int | None]:

@@ -219,6 +219,11 @@ class Graph:
     def dtype(self, name: str) -> np.dtype[np.generic] | None:
         return self._info(name).dtype
 
+    def __repr__(self) -> str:
+        """What people see who look at a graph in a session."""
+        ports = f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}"
+        return f"<Graph of {len(self.nodes)} nodes: {ports}>"
+
     def is_float(self, name: str) -> bool:
         """Whether a tensor is known to hold floats."""
         dtype = self.dtype(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from graphopt.manager.gate import TOLERANCES, Gate, Verdict
-from graphopt.manager.judge import input_specs
 from graphopt.manager.manager import PassManager, Request, Result
 from graphopt.manager.record import Measured, PassRecord, Report, Size, size_of, size_of_source
 from graphopt.manager.stages import PassFailure, Silent, Watcher
@@ -22,7 +21,6 @@ __all__ = [
     "Size",
     "Verdict",
     "Watcher",
-    "input_specs",
     "size_of",
     "size_of_source",
 ]

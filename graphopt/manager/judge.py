@@ -6,30 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from graphopt.data import Dataset, InputSpec
+from graphopt.data import Dataset
 from graphopt.errors import DataError
 from graphopt.ir import Graph
 from graphopt.metrics import Metric, Reference, choose
 from graphopt.runtime import Session
 
-__all__ = ["HELD_OUT", "Judge", "input_specs", "split_data"]
+__all__ = ["HELD_OUT", "Judge", "split_data"]
 
 HELD_OUT = 0.5
 """The fraction of unlabeled `--data` that measures rather than calibrates, refits and trains."""
-
-
-def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
-    """What a graph takes, for the data to be shaped after.
-
-    Raises DataError for an input that is not a tensor.
-    """
-    specs = []
-    for name in graph.inputs:
-        dtype = graph.dtype(name)
-        if dtype is None:
-            raise DataError(f"input {name!r}: is not a tensor, so no data can be given for it")
-        specs.append(InputSpec(name, graph.shape(name), dtype))
-    return tuple(specs)
 
 
 def split_data(

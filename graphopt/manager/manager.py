@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from graphopt.data import Dataset, load_function
+from graphopt.data import Dataset, input_specs, load_function
 from graphopt.errors import DataError, RecipeError
 from graphopt.ir import Graph
 from graphopt.manager.gate import Gate
-from graphopt.manager.judge import Judge, input_specs, split_data
+from graphopt.manager.judge import Judge, split_data
 from graphopt.manager.record import Measured, PassRecord, Report, Size, size_of, size_of_source
 from graphopt.manager.stages import Outcome, Runner, Silent, Watcher
 from graphopt.manager.workspace import Workspace, stage_key

@@ -171,9 +171,7 @@ class _Outputs:
     def __init__(self, graph: Graph, dataset: Dataset, settings: Settings) -> None:
         self._graph = graph
         self._frontier = Frontier(graph, dataset, threads=settings.threads)
-        self._names = [
-            n for n in graph.outputs if (d := graph.dtype(n)) is not None and d.kind == "f"
-        ]
+        self._names = [name for name in graph.outputs if graph.is_float(name)]
         self._wanted = self._run(self._frontier)
         self._spreads = [max(float(array.var()), 1e-30) for array in self._wanted]
 

@@ -134,7 +134,7 @@ def finite(name: str, array: np.ndarray) -> np.ndarray:
     """The array, which must hold no NaN or infinity."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(
-            f"refit: tensor {name!r} holds NaN or infinite values; "
+            f"tensor {name!r} holds NaN or infinite values; "
             "look at the data and at the weights before it"
         )
     return array

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from lightning_fabric import Fabric
 
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.errors import ModelError
 from graphopt.ir import Graph
 from graphopt.lens import LoweredModule, limited_threads, lower, write_back
@@ -55,13 +55,14 @@ def fit(
 ) -> History:
     """Train the graph's weights in place to make the mean of `objective` small.
 
-    `dataset` is bound to the graph's inputs. Weights that the graph notes as pruned keep their
-    zeros, shared ones are trained as the values they share. What `teacher` gives for a batch is in
-    its `taught`. The graph gets its new weights when all is over: an error or an interruption
-    leaves it as it was. If the loss stops being finite the best weights so far are kept, and the
-    history tells the step. A batch is no larger than the rows there are. Raises UnsupportedOp for
-    an operator that cannot be trained through, ModelError for a graph without weights, DataError
-    for rows that cannot be trained on, RecipeError for a device that is not there.
+    The data are taken as the graph's inputs want them. Weights that the graph notes as pruned keep
+    their zeros, shared ones are trained as the values they share. What `teacher` gives for a batch
+    is in its `taught`. The graph gets its new weights when all is over: an error or an
+    interruption leaves it as it was. If the loss stops being finite the best weights so far are
+    kept, and the history tells the step. A batch is no larger than the rows there are. Raises
+    UnsupportedOp for an operator that cannot be trained through, ModelError for a graph without
+    weights, DataError for rows that cannot be trained on, RecipeError for a device that is not
+    there.
     """
     began = time.perf_counter()
     resources = resources or Resources()
@@ -69,6 +70,7 @@ def fit(
     module = lower(graph)
     hooks = (*hooks, *keepers(graph))
     _check_weights(module)
+    dataset = dataset.bind(input_specs(graph))
     taught = None if teacher is None else lower(teacher)
     checkpoint = None
     if resources.checkpoints is not None:

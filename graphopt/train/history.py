@@ -65,7 +65,8 @@ class History:
 
     def _remark(self, losses: Sequence[float], held: Sequence[float]) -> str:
         """The figures that people look at first, in words."""
-        told = [f"{self.epochs:.3g} epochs, {self.steps:,} steps of {self.batch} rows"]
+        epochs, steps = ("" if count == 1 else "s" for count in (self.epochs, self.steps))
+        told = [f"{self.epochs:.3g} epoch{epochs}, {self.steps:,} step{steps} of {self.batch} rows"]
         if self.resumed_step:
             told.append(f"gone on from step {self.resumed_step:,}")
         if held and self.kept_step == 0:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import psutil
 import torch
 
-from graphopt.data import Dataset, InputSpec
+from graphopt.data import Dataset, input_specs
 from graphopt.data.inputs import batch_axes
 from graphopt.errors import DataError
 from graphopt.ir import Graph
@@ -32,13 +32,7 @@ class Rows:
     def __init__(self, dataset: Dataset, graph: Graph, device: torch.device) -> None:
         """`dataset` is bound to the graph's inputs."""
         self._dataset, self._device = dataset, device
-        specs = []
-        for name in graph.inputs:
-            dtype = graph.dtype(name)
-            if dtype is None:
-                raise DataError(f"train: input {name!r} is not a tensor, so it has no rows")
-            specs.append(InputSpec(name, graph.shape(name), dtype))
-        self._axes = batch_axes(specs)
+        self._axes = batch_axes(input_specs(graph))
         unit = dataset.fixed_batch or 1
         if len(dataset) < unit:
             raise DataError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.ir import Graph
 from graphopt.lens import lower
 from graphopt.train.batches import Outputs
@@ -37,6 +37,7 @@ def is_scores(output: torch.Tensor) -> bool:
 
 def sample_outputs(graph: Graph, dataset: Dataset, count: int) -> Outputs:
     """What a graph gives for the first rows of its data."""
+    dataset = dataset.bind(input_specs(graph))
     rows = Rows(dataset.take(dataset.fixed_batch or count), graph, torch.device("cpu"))
     with torch.no_grad():
         return as_outputs(lower(graph)(*rows.read(np.arange(len(rows)))))

@@ -82,7 +82,7 @@ def test_a_loss_of_the_users_trains(run: Run, model: Path) -> None:
     code, out, said = run("optimize", model, "--passes", steps, *data)
     assert code == 0, said
     assert "finetune\tlossy\tyes" in out
-    assert "finetune: 1 epochs, 1 steps of 24 rows; loss " in out
+    assert "finetune: 1 epoch, 1 step of 24 rows; loss " in out
 
 
 @dataclass

@@ -215,3 +215,8 @@ def test_no_two_nodes_get_one_name() -> None:
     graph.apply(Edit((second,), (NewNode("Relu", ("t",), ("y",)),)))
     assert [node.name for node in graph.nodes] == ["y", "y_1"]
     assert_valid(graph)
+
+
+def test_a_graph_shows_what_it_is() -> None:
+    text = "t (float[N,3] x) => (float[N,3] y) { a = Relu(x) y = Neg(a) }"
+    assert repr(Graph.load(parse(text))) == "<Graph of 2 nodes: x -> y>"

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.cost import cost
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.errors import RecipeError
 from graphopt.factorize import METHODS, timing
 from graphopt.factorize.offers import Offer
 from graphopt.ir import Array, Graph
-from graphopt.manager.judge import input_specs
 from graphopt.passbase import Context
 from graphopt.runtime import BenchResult, Latency
 from passes.factorize import Factorize

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.errors import DataError, RecipeError
 from graphopt.ir import Graph
 from graphopt.manager import PassManager
-from graphopt.manager.judge import input_specs
 from graphopt.passbase import Context
 from passes.quantize_static import QuantizeStatic
 from tests.asserting import assert_valid, operators, parse, random_inputs, run_model

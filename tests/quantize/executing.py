@@ -10,9 +10,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.ir import Graph
-from graphopt.manager.judge import input_specs
 from graphopt.passbase import Context
 from passes.quantize_static import QuantizeStatic
 from tests.asserting import parse, random_inputs

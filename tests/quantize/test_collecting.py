@@ -7,9 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.ir import Graph
-from graphopt.manager.judge import input_specs
 from graphopt.quantize.collecting import Effort, collect
 from tests.asserting import parse
 

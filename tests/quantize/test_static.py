@@ -114,8 +114,7 @@ def test_what_lies_on_the_grid_does_not_change() -> None:
     x = np.random.default_rng(0).integers(0, 2, (8, 2, 4, 4)).astype(np.float32)
     x[0, 0, 0, 0] = 255
     x[0, :, 0, 1] = 0, 0
-    from graphopt.data import Dataset
-    from graphopt.manager.judge import input_specs
+    from graphopt.data import Dataset, input_specs
 
     data = Dataset.from_arrays({"x": x}).bind(input_specs(graph))
     step = QuantizeStatic(calibrator="minmax", settled=None, pays=False, least_db=None)

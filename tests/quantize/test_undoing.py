@@ -60,8 +60,7 @@ def test_new_inputs_give_new_ranges_and_weights_keep_their_codes() -> None:
     graph = Graph.load(parse(NETWORK))
     small = graph.clone()
     feeds = {"x": 0.05 * random_inputs(graph.to_model(), size=16)["x"]}
-    from graphopt.data import Dataset
-    from graphopt.manager.judge import input_specs
+    from graphopt.data import Dataset, input_specs
 
     data = Dataset.from_arrays(feeds).bind(input_specs(graph))
     QuantizeStatic(pays=False, settled=None).run(small, Context(graph, calibration=data))

@@ -43,6 +43,17 @@ def test_labels_out_of_range_name_row_and_classes() -> None:
         finetune(perceptron(), relabelled(labels), CrossEntropy(), QUICK, resources=ALONE)
 
 
+def test_data_that_do_not_fit_are_named_however_they_come_in() -> None:
+    wrong = Dataset.from_arrays({"picture": np.zeros((8, 3, 8, 8), np.float32)}, labels=[0] * 8)
+    says = "has an array 'picture', which is no input of the model"
+    with pytest.raises(DataError, match=says):
+        distill(small(), small(), wrong, QUICK, resources=ALONE)
+    with pytest.raises(DataError, match=says):
+        finetune(small(), wrong, CrossEntropy(), QUICK, resources=ALONE)
+    with pytest.raises(DataError, match=says):
+        fit(small(), wrong, CrossEntropy(), QUICK, resources=ALONE)
+
+
 def test_labels_are_needed_to_finetune() -> None:
     with pytest.raises(DataError, match=r"arrays has no labels; .*use distill"):
         finetune(small(), images(), CrossEntropy(), QUICK, resources=ALONE)
