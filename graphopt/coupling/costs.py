@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,23 +28,24 @@ class Held:
     parameters: int
 
 
-_CONTRACTED: Mapping[str, tuple[int, int]] = {
-    "Conv": (1, 1),
-    "ConvInteger": (1, 1),
-    "ConvTranspose": (1, 0),
-    "Gemm": (0, -1),
-    "MatMul": (0, -1),
-    "MatMulInteger": (0, -1),
-    "QLinearConv": (3, 1),
-    "QLinearMatMul": (0, -1),
-    "com.microsoft:DynamicQuantizeMatMul": (0, -1),
-    "com.microsoft:FusedConv": (1, 1),
-    "com.microsoft:FusedGemm": (0, -1),
-    "com.microsoft:FusedMatMul": (0, -1),
-    "com.microsoft:MatMulIntegerToFloat": (0, -1),
-    "com.microsoft:TransposeMatMul": (0, -1),
+_WEIGHT, _TURNED, _MATRICES = ((1, 1),), ((1, 0),), ((0, -1), (1, -2))
+_CONTRACTED: Mapping[str, Sequence[tuple[int, int]]] = {
+    "Conv": _WEIGHT,
+    "ConvInteger": _WEIGHT,
+    "ConvTranspose": _TURNED,
+    "Gemm": _MATRICES,
+    "MatMul": _MATRICES,
+    "MatMulInteger": _MATRICES,
+    "QLinearConv": ((3, 1),),
+    "QLinearMatMul": ((0, -1), (3, -2)),
+    "com.microsoft:DynamicQuantizeMatMul": _MATRICES,
+    "com.microsoft:FusedConv": _WEIGHT,
+    "com.microsoft:FusedGemm": _MATRICES,
+    "com.microsoft:FusedMatMul": _MATRICES,
+    "com.microsoft:MatMulIntegerToFloat": _MATRICES,
+    "com.microsoft:TransposeMatMul": _MATRICES,
 }
-"""The input and its axis that a node sums over; Gemm and its like may have it transposed."""
+"""Inputs and their axis that a node sums over, before transA or transB; any of them will do."""
 
 
 def held(
@@ -84,13 +85,15 @@ def _macs(graph: Graph, wiring: Wiring, owner: np.ndarray, count: int) -> np.nda
 def work_axes(node: gs.Node, wiring: Wiring) -> Iterator[Axis]:
     """The axes a node's work is proportional to: its output's, and the one it sums over."""
     yield from wiring.axes.get(node.outputs[0].name) or ()
-    index, place = _CONTRACTED.get(operator(node), (-1, 0))
-    if index >= 0:
+    found: list[Axis] = []
+    for index, place in _CONTRACTED.get(operator(node), ()):
+        if place < 0 and node.attrs.get("transB" if index else "transA"):
+            place = -3 - place
         axes = wiring.axes.get(node.inputs[index].name)
-        if axes and node.attrs.get("transA"):
-            place = -2
-        if axes:
-            yield axes[place]
+        if axes and len(axes) >= max(-place, place + 1):
+            found.append(axes[place])
+    # What the caller gives has no channels; what it is multiplied with may have.
+    yield from [*(axis for axis in found if not isinstance(axis, Fixed)), *found][:1]
 
 
 def _share(axes: tuple[Axis, ...], owner: np.ndarray, count: int) -> np.ndarray:

@@ -68,6 +68,16 @@ def test_heads_hold_what_they_are_multiplied_with() -> None:
     assert coupling.held[heads.name].macs == projections + products
 
 
+@pytest.mark.parametrize(
+    "body",
+    ["<float[3,6] w> { y = MatMul(x, w) }", "<float[6,3] w> { y = Gemm<transB=1>(x, w) }"],
+)
+def test_both_ends_of_a_product_hold_its_work(body: str) -> None:
+    """Also of one that sums over what the caller gives, which has no channels."""
+    coupling = couple(Graph.load(parse(f"t (float[2,3] x) => (float[2,6] y) {body}")))
+    assert [coupling.held[family.name].macs for family in coupling.frozen] == [36, 36]
+
+
 def test_a_joint_projection_of_query_key_and_value() -> None:
     b = Builder(np.random.default_rng(0))
     joint = b.node("MatMul", "x", b.weight(8, 36))

@@ -251,5 +251,5 @@ def test_everything_held_says_by_what() -> None:
     text = "held (float[N,3] x) => (float[N,6] y) <float[3,6] w> { y = MatMul(x, w) }"
     graph = Graph.load(parse(text))
     data = Dataset.from_arrays({"x": np.ones((8, 3), np.float32)})
-    with pytest.raises(BudgetError, match="is held by output 'y'"):
+    with pytest.raises(BudgetError, match="is held by input 'x'"):
         RemoveAndRefit().run(graph, Context(original=graph.clone(), calibration=data))
