@@ -100,10 +100,7 @@ class Feed:
     def batches(self, start: int) -> Generator[Batch, None, None]:
         """The batch of step `start` and of all that follow, without end."""
         lots = ((lot, *self._read(lot)) for lot in self._lots(start))
-        if self.rows.in_memory:
-            for lot, own, other in lots:
-                yield self._made(lot, own, other)
-        with closing(ahead(lots)) as read:
+        with closing(lots if self.rows.in_memory else ahead(lots)) as read:
             for lot, own, other in read:
                 yield self._made(lot, own, other)
 
