@@ -12,7 +12,7 @@ from rich.status import Status
 from rich.table import Table
 
 from graphopt.manager import Measured, PassRecord, Report
-from graphopt.report import change, macs, score, significant, threads
+from graphopt.report import change, loss, macs, score, significant, threads
 
 __all__ = ["Progress", "print_table", "show_report"]
 
@@ -116,7 +116,7 @@ def _gained(report: Report) -> Iterable[Sequence[str]]:
             report.metric,
             score(report.baseline.metric),
             score(report.result.metric),
-            _drop(report),
+            loss(report),
         )
 
 
@@ -125,14 +125,6 @@ def _spread(measured: Measured) -> str:
     assert latency is not None, "only measured latencies are shown"
     median, low, high = map(significant, (latency.median_ms, latency.p10_ms, latency.p90_ms))
     return f"{median} [{low}, {high}]"
-
-
-def _drop(report: Report) -> str:
-    if report.drop is None:
-        return ""
-    return f"drop {score(report.drop)}" + (
-        f" of {report.max_drop:g} allowed" if report.max_drop is not None else ""
-    )
 
 
 def _show_passes(report: Report) -> None:

@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Mapping
 
-from graphopt.manager import Size
+from graphopt.manager import Report, Size
 from graphopt.passbase import Note
 
-__all__ = ["change", "macs", "score", "significant", "strict_json", "threads"]
+__all__ = ["change", "loss", "macs", "score", "significant", "strict_json", "threads"]
 
 
 def significant(value: float) -> str:
@@ -37,6 +37,16 @@ def macs(size: Size) -> str:
     if not size.uncosted:
         return f"{size.macs:,}"
     return f"at least {size.macs:,}" if size.macs else "unknown"
+
+
+def loss(report: Report) -> str:
+    """What the metric has lost, beside what it may, or what it has gained."""
+    if report.drop is None:
+        return ""
+    if report.drop < 0:
+        return f"gain {score(-report.drop)}"
+    allowed = "" if report.max_drop is None else f" of {report.max_drop:g} allowed"
+    return f"drop {score(report.drop)}{allowed}"
 
 
 def threads(count: int) -> str:

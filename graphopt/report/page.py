@@ -9,7 +9,7 @@ from string import Template
 
 from graphopt.manager import PassRecord, Report
 from graphopt.report.layers import layer_errors
-from graphopt.report.numbers import change, macs, score, significant, threads
+from graphopt.report.numbers import change, loss, macs, score, significant, threads
 from graphopt.runtime import Latency
 
 __all__ = ["render"]
@@ -64,9 +64,8 @@ def _totals(report: Report) -> Iterator[str]:
             texts = macs(before.size), macs(after.size)
         yield _total(label, *texts, old_size, new_size)
     if report.metric is not None and report.drop is not None:
-        budget = "" if report.max_drop is None else f" of {report.max_drop:g} allowed"
-        yield _cells(escape(report.metric), score(before.metric), score(after.metric),
-                     f"drop {score(report.drop)}{budget}")  # fmt: skip
+        scores = score(before.metric), score(after.metric)
+        yield _cells(escape(report.metric), *scores, loss(report))
 
 
 def _sizes(report: Report) -> Iterator[tuple[str, int, int]]:

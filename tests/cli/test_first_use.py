@@ -16,7 +16,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from graphopt.manager import Measured, PassRecord, Report, Size
-from graphopt.report import change, macs, score, significant, strict_json, threads, write_report
+from graphopt.report import (
+    change,
+    loss,
+    macs,
+    score,
+    significant,
+    strict_json,
+    threads,
+    write_report,
+)
 from graphopt.runtime import BenchResult, Latency
 from tests.cli.calling import Run
 
@@ -152,6 +161,12 @@ def test_numbers() -> None:
     assert (macs(known), macs(partly)) == ("7", "at least 7")
     assert macs(replace(partly, macs=0)) == "unknown"
     assert (threads(0), threads(1), threads(2)) == ("all threads", "1 thread", "2 threads")
+    report = Report("1", 0, Measured(known), Measured(known), (), max_drop=0.01, drop=0.002)
+    assert loss(report) == "drop 0.0020 of 0.01 allowed"
+    assert (loss(replace(report, drop=-0.25)), loss(replace(report, drop=None))) == (
+        "gain 0.2500",
+        "",
+    )
     assert json.loads(strict_json({"a": [float("nan"), 1.5]})) == {"a": [None, 1.5]}
 
 
