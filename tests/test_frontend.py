@@ -88,15 +88,20 @@ def assert_slimmable(name: str, graph: Graph) -> None:
         np.testing.assert_allclose(got, want, atol=1e-4 * float(np.abs(want).max()))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures(name: str) -> None:
     graph = assert_traced(ARCHITECTURES[name](), torch.randn(2, 3, 8, 8))
     assert_slimmable(name, graph)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+_SMALL = {"digits-resnet", "lenet-300-100", "lenet-5", "resnet-20", "slimming-mlp"}
+"""All others take longer than five seconds."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in _SMALL else pytest.mark.slow) for name in NETWORKS],
+)
 def test_reference_networks(name: str) -> None:
     reference = NETWORKS[name]
     module = reference.build()
