@@ -203,7 +203,8 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     """Markdown: top-1 and agreement, means over seeds, a column for each way and part of MACs."""
     models = list(dict.fromkeys(str(row["model"]) for row in rows))
     budgets = sorted({float(str(row["macs"])) for row in rows}, reverse=True)
-    columns = list(product(budgets, WAYS))
+    ways = [way for way in WAYS if any(row["way"] == way for row in rows)]
+    columns = list(product(budgets, ways))
     text = []
     for model in models:
         own = [row for row in rows if row["model"] == model and "top1" in row]
