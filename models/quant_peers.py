@@ -3,12 +3,15 @@
     python -m models.quant_peers MODEL.onnx --data SPEC --eval-data SPEC --preprocess P \
         --samples 100 --to rows.jsonl [--tools graphopt-mse,ort-minmax] [--peer-python PYTHON]
     python -m models.quant_peers --print rows.jsonl
+    python -m models.quant_peers MODEL.onnx --data SPEC --preprocess P --memory 100 10000
 
 Each tool quantizes in one cold process, whose CPU seconds and peak resident memory are the
 kernel's account of it. What prepares a model is apart: the lossless recipe for graphopt,
 onnxruntime's pre-processing for the others. The result is compared with the original in ONNX
 Runtime, as its users run it: top-1, agreement, signal over error of the outputs, and the latency
-in pairs. Every row is a line of JSON; what the file already holds is not measured again.
+in pairs. The first row is the original itself. Every row is a line of JSON; what the file already
+holds is not measured again. With `--memory` only the peak memory of calibrating on so many images
+is measured, all of them looked at, and related to that of the first number.
 """
 
 from __future__ import annotations
@@ -30,77 +33,20 @@ from graphopt import data as datasets
 from graphopt.data import Dataset, input_specs
 from graphopt.ir import Graph
 from graphopt.runtime import BenchPlan, Session, bench
+from models.quant_programs import OPENED, PROGRAMS, STORED
 
 __all__ = ["Row", "main", "table"]
 
-_READER = """
-import sys, numpy as np
-model, out, rows = sys.argv[1:4]
-feeds = dict(np.load(rows))
-count = len(next(iter(feeds.values())))
-batches = ({name: array[i:i + 1] for name, array in feeds.items()} for i in range(count))
-"""
-
-_ORT = (
-    _READER
-    + """
-from onnxruntime.quantization import *
-class Reader(CalibrationDataReader):
-    def get_next(self):
-        return next(batches, None)
-quantize_static(model, out, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.{method})
-"""
-)
-
-_NNCF = (
-    _READER
-    + """
-import nncf, onnx
-nncf.set_log_level(40)
-made = nncf.quantize(onnx.load(model), nncf.Dataset(list(batches)), subset_size=count)
-onnx.save(made, out)
-"""
-)
-
-_OURS = (
-    _READER
-    + """
-import graphopt as go
-from graphopt.data import Dataset
-from graphopt.data import input_specs
-from graphopt.passbase import Context
-from passes.quantize_static import QuantizeStatic
-graph = go.load(model)
-data = Dataset.from_arrays(feeds).bind(input_specs(graph))
-step = QuantizeStatic(calibrator="{calibrator}", samples=count, settled=None, pays=False)
-original = graph.clone()
-step.run(graph, Context(original=original, calibration=data))
-graph.save(out)
-"""
-)
-
-_CORRECTED = """from passes.correct_bias import CorrectBias
-CorrectBias(samples=64).run(graph, Context(original=original, calibration=data))
-graph.save"""
-"""What the recipe int8 does besides."""
-
-PROGRAMS: Mapping[str, str] = {
-    **{f"graphopt-{c}": _OURS.replace("{calibrator}", c) for c in ("best", "minmax", "mse")},
-    "graphopt-int8": _OURS.replace("{calibrator}", "best").replace("graph.save", _CORRECTED),
-    **{
-        f"ort-{method.lower()}": _ORT.replace("{method}", method)
-        for method in ("MinMax", "Entropy", "Percentile")
-    },
-    "nncf": _NNCF,
-}
-"""For `python -c`, with the model, the output and the calibration rows as arguments."""
+FLOAT = "float"
+"""Names the row of the original."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tool on one model. Accuracies are fractions; CPU seconds and MB are the process's."""
+    """One tool on one model, or the model itself.
+
+    Accuracies are fractions; CPU seconds and MB are those of the process.
+    """
 
     model: str
     tool: str
@@ -120,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.print:
         print(table([Row(**json.loads(line)) for line in options.print.read_text().splitlines()]))
         return
+    if options.memory:
+        _memory(options)
+        return
     known = options.to.read_text().splitlines() if options.to.exists() else []
     done = {(row["model"], row["tool"], row["samples"]) for row in map(json.loads, known)}
     graph = go.load(options.model)
@@ -128,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place = Path(folder)
         np.savez(place / "rows.npz", allow_pickle=False, **next(rows.batches(options.samples)))
         prepared = _prepared(graph, options.model, place)
-        for tool in options.tools.split(","):
+        for tool in (FLOAT, *options.tools.split(",")):
             if (options.model.stem, tool, options.samples) in done:
                 continue
             row = _measured(graph, tool, prepared, evaluated, options, place)
@@ -148,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peer-python", default=sys.executable, help="runs nncf")
     parser.add_argument("--to", type=Path, default=Path("quant_peers.jsonl"))
     parser.add_argument("--print", type=Path)
+    parser.add_argument("--memory", type=int, nargs="+", metavar="IMAGES")
     parser.add_argument("--threads", type=int, default=1)
     return parser
 
@@ -182,10 +132,14 @@ def _measured(
     options: argparse.Namespace,
     place: Path,
 ) -> Row:
+    if tool == FLOAT:
+        return _float_row(graph, evaluated, options)
     out = place / f"{tool}.onnx"
     python = options.peer_python if tool == "nncf" else sys.executable
     source = prepared[tool.split("-")[0]]
-    cpu, peak, failed = _run([python, "-c", PROGRAMS[tool], source, out, place / "rows.npz"])
+    cpu, peak, failed = _run(
+        [python, "-c", STORED + PROGRAMS[tool], source, out, place / "rows.npz"]
+    )
     name = options.model.stem
     if failed:
         nothing = float("nan")
@@ -199,6 +153,32 @@ def _measured(
     return Row(
         name, tool, options.samples, top1, agreement, decibels, timing.ratio, size, cpu, peak
     )
+
+
+def _float_row(graph: Graph, evaluated: Dataset, options: argparse.Namespace) -> Row:
+    """The original beside itself, without a process of its own."""
+    top1, agreement, decibels = _compared(graph, options.model, evaluated, options.threads)
+    name, nothing = options.model.stem, float("nan")
+    return Row(name, FLOAT, options.samples, top1, agreement, decibels, 1.0, 1.0, nothing, nothing)
+
+
+def _memory(options: argparse.Namespace) -> None:
+    """Print what each tool takes at its peak, by the number of images."""
+    print("| network | tool | images | MB | ratio | CPU s |\n|---|---|---|---|---|---|")
+    graph = go.load(options.model)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = _prepared(graph, options.model, Path(folder))
+        for tool in options.tools.split(","):
+            first = None
+            for count in options.memory:
+                command = [sys.executable, "-c", OPENED + PROGRAMS[tool],
+                           prepared[tool.split("-")[0]], Path(folder) / "out.onnx",
+                           options.data, options.preprocess or "", count]  # fmt: skip
+                cpu, peak, failed = _run(command)
+                first = first or peak
+                said = f"failed: {failed}" if failed else f"{peak:.0f} | {peak / first:.2f}"
+                print(f"| {options.model.stem} | {tool} | {count:,} | {said} | {cpu:.1f} |",
+                      flush=True)  # fmt: skip
 
 
 def _run(command: Sequence[object]) -> tuple[float, float, str]:
@@ -250,6 +230,9 @@ def table(rows: Sequence[Row]) -> str:
 def _line(row: Row) -> str:
     if row.failed:
         return f"| {row.model} | {row.tool} | {row.samples} | failed: {row.failed} |"
+    if row.tool == FLOAT:
+        top1 = "-" if row.top1 is None else f"{row.top1:.2%}"
+        return f"| {row.model} | {row.tool} | | {top1} | | | | | | |"
     top1 = "-" if row.top1 is None else f"{row.top1:.2%}"
     return (
         f"| {row.model} | {row.tool} | {row.samples} | {top1} | {row.agreement:.2%} "
