@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ __all__ = [
     "find_stored_layers",
     "find_target",
     "read_grid",
+    "step_of",
     "write_bias",
 ]
 
@@ -186,15 +187,24 @@ def _seen_as(graph: Graph, output: str) -> str:
     return output
 
 
-def write_bias(graph: Graph, layer: StoredLayer, bias: Doubles) -> None:
-    """Give a layer that has a bias another one; a stored one keeps its steps."""
+def write_bias(graph: Graph, layer: StoredLayer, bias: Doubles, grid: Grid | None = None) -> None:
+    """Give a layer that has a bias another one; a stored one keeps its steps.
+
+    It gets those of the products it is added to if `grid`, of the layer's weight, is given.
+    """
     name = layer.layer.bias
     assert name is not None, "the layer has a bias"
     values = bias / float(layer.layer.node.attrs.get("beta", 1.0))
     if layer.bias is not None:
         old = graph.constant(layer.bias.codes)
         assert old is not None, "codes are constant"
-        graph.set_constant(layer.bias.codes, layer.bias.grid.quantize(values.reshape(old.shape)))
+        stored = layer.bias.grid
+        scale, step = str(layer.bias.reader.inputs[1].name), step_of(graph, layer.layer.data)
+        if grid is not None and step is not None and len(graph.consumers(scale)) == 1:
+            steps = np.broadcast_to(grid.scale * np.float32(step), stored.scale.shape)
+            stored = replace(stored, scale=np.ascontiguousarray(steps))
+            graph.set_constant(scale, stored.scale)
+        graph.set_constant(layer.bias.codes, stored.quantize(values.reshape(old.shape)))
         return
     array = graph.constant(name)
     assert array is not None, "a bias that is not stored is constant"
@@ -206,3 +216,12 @@ def write_bias(graph: Graph, layer: StoredLayer, bias: Doubles) -> None:
     inputs = (data, weight, values.astype(array.dtype))
     made = NewNode(node.op, inputs, (layer.layer.output,), dict(node.attrs), name=node.name)
     graph.apply(Edit(remove=(node,), add=(made,)))
+
+
+def step_of(graph: Graph, name: str) -> float | None:
+    """The scale of a tensor that is read from a grid of its own."""
+    reader = graph.producer(name)
+    if reader is None or not is_op(reader, "DequantizeLinear"):
+        return None
+    scale = graph.constant(reader.inputs[1].name)
+    return None if scale is None or scale.size != 1 else float(np.asarray(scale).reshape(()))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from graphopt.train.finetuning import finetune
     from graphopt.train.history import History
     from graphopt.train.hooks import Hook, Training
+    from graphopt.train.joint_rounding import JointTask, Unrounded, learn_joint_rounding
     from graphopt.train.learned_rounding import Descent, RoundingTask, learn_rounding
     from graphopt.train.objectives import CrossEntropy, Objective, SquaredError, objective_of
     from graphopt.train.pruning import Ramp, Surgery
@@ -37,6 +38,7 @@ __all__ = [
     "Descent",
     "History",
     "Hook",
+    "JointTask",
     "Lesson",
     "Objective",
     "Outputs",
@@ -50,11 +52,13 @@ __all__ = [
     "StepSizes",
     "Surgery",
     "Training",
+    "Unrounded",
     "distill",
     "filters_of",
     "find_device",
     "finetune",
     "fit",
+    "learn_joint_rounding",
     "learn_rounding",
     "objective_of",
     "recover",
@@ -67,6 +71,7 @@ _HOMES = {
     "Descent": "learned_rounding",
     "History": "history",
     "Hook": "hooks",
+    "JointTask": "joint_rounding",
     "Objective": "objectives",
     "Outputs": "batches",
     "Ramp": "pruning",
@@ -77,11 +82,13 @@ _HOMES = {
     "SquaredError": "objectives",
     "Surgery": "pruning",
     "Training": "hooks",
+    "Unrounded": "joint_rounding",
     "distill": "distilling",
     "filters_of": "softening",
     "find_device": "devices",
     "finetune": "finetuning",
     "fit": "engine",
+    "learn_joint_rounding": "joint_rounding",
     "learn_rounding": "learned_rounding",
     "objective_of": "objectives",
     "recover": "recovering",

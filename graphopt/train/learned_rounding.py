@@ -7,13 +7,21 @@ output is compared behind its clamp, so that what a ReLU hides does not count.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Descent", "RoundingTask", "learn_rounding"]
+__all__ = [
+    "Descent",
+    "RoundingTask",
+    "learn_rounding",
+    "pull_to_ends",
+    "rectified",
+    "start_variable",
+]
 
 Floats = npt.NDArray[np.float32]
 
@@ -72,27 +80,38 @@ def learn_rounding(task: RoundingTask, descent: Descent) -> npt.NDArray[np.float
     codes = torch.from_numpy(task.codes).to(device)
     below = codes.floor()
     bias = torch.from_numpy(task.bias).to(device).unsqueeze(1)
-    share = (codes - below).clamp(0.01, 0.99)
-    variable = torch.logit((share - _BELOW) / (_ABOVE - _BELOW)).requires_grad_()
+    variable = start_variable(codes - below)
     optimizer = torch.optim.Adam([variable], lr=descent.rate)
     draw = torch.Generator().manual_seed(descent.seed)
     for step in range(descent.steps):
         rows = torch.randint(inputs.shape[1], (descent.batch,), generator=draw).to(device)
-        up = _rectified(variable)
+        up = rectified(variable)
         weight = ((below + up).clamp(*task.limits) - zero) * scale
         made = torch.baddbmm(bias, inputs[:, rows], weight.transpose(1, 2)).clamp(*task.clamp)
         loss = (made - wanted[:, rows]).square().mean() / energy
-        done = step / descent.steps
-        if done >= _FREE:
-            part = (done - _FREE) / (1 - _FREE)
-            power = _LAST_POWER + (_FIRST_POWER - _LAST_POWER) * (1 - part)
-            loss = loss + descent.sharpness * (1 - (2 * up - 1).abs() ** power).mean()
+        loss = loss + descent.sharpness * pull_to_ends([up], step / descent.steps)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    found = (below + (_rectified(variable.detach()) >= 0.5)).clamp(*task.limits)
+    found = (below + (rectified(variable.detach()) >= 0.5)).clamp(*task.limits)
     return np.asarray(found.cpu().numpy(), np.float64)
 
 
-def _rectified(variable: torch.Tensor) -> torch.Tensor:
+def start_variable(share: torch.Tensor) -> torch.Tensor:
+    """The variable of weights that stand a `share` of a step, 0 to 1, above the code below."""
+    held = share.clamp(0.01, 0.99)
+    return torch.logit((held - _BELOW) / (_ABOVE - _BELOW)).requires_grad_()
+
+
+def rectified(variable: torch.Tensor) -> torch.Tensor:
+    """How far weights stand above the code below, 0 to 1."""
     return (torch.sigmoid(variable) * (_ABOVE - _BELOW) + _BELOW).clamp(0, 1)
+
+
+def pull_to_ends(ups: Sequence[torch.Tensor], done: float) -> torch.Tensor:
+    """How far weights are from 0 and 1, on average; nothing in the first part of the training."""
+    if done < _FREE:
+        return torch.zeros((), device=ups[0].device)
+    power = _LAST_POWER + (_FIRST_POWER - _LAST_POWER) * (1 - (done - _FREE) / (1 - _FREE))
+    far = [(1 - (2 * up - 1).abs() ** power).sum() for up in ups]
+    return torch.stack(far).sum() / sum(up.numel() for up in ups)

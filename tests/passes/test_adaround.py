@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from passes.equalize import Equalize
 from passes.quantize_static import QuantizeStatic
 from passes.quantize_weights import QuantizeWeights
 from tests.asserting import assert_valid, parse, run_model
+from tests.quantize.executing import executed, run_optimized
 
 NETWORK = """net (float[N,8,8,8] x) => (float[N,10] y)
 <float[24,8,3,3] w, float[24] b, float[24,1,3,3] e, float[24] h, float[24,24,1,1] v, float[24] c,
@@ -105,6 +107,45 @@ def test_packed_or_not_is_the_same_network() -> None:
         AdaRound(packed=packed, steps=0).run(graph, context)
         results.append(run_model(graph, next(data(4).batches(4)))[0])
     np.testing.assert_allclose(results[0], results[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_unpacked_layers_run_on_integers(bits: int, tmp_path: Path) -> None:
+    graph = static(network())
+    before = executed(graph, tmp_path)
+    context = Context(original=network(), calibration=data())
+    AdaRound(bits=bits, packed=False, steps=0).run(graph, context)
+    assert executed(graph, tmp_path) == before
+    assert before["QLinearConv"] == 3
+    feeds = next(data(16).batches(16))
+    plain, fast = run_model(graph, feeds)[0], run_optimized(graph, feeds)[0]
+    assert np.abs(plain - fast).max() < 0.01 * np.abs(plain).max()
+
+
+def test_a_block_never_gets_worse() -> None:
+    original = network()
+    graph, alone = static(original), static(original)
+    AdaRound(bits=2, steps=0).run(alone, Context(original=original, calibration=data()))
+    context = Context(original=original, calibration=data())
+    AdaRound(bits=2, steps=0, block_steps=150, batch=512, rate=0.03).run(graph, context)
+    assert_valid(graph)
+    blocks = context.notes["blocks"]
+    assert isinstance(blocks, dict)
+    assert list(blocks) == ["t"], "the Gemm behind the sum is alone"
+    for entry in blocks.values():
+        assert isinstance(entry, dict)
+        before, after = entry["layers"], entry["now"]
+        assert isinstance(before, float)
+        assert isinstance(after, float)
+        assert 0 < after <= before
+        assert before == pytest.approx(error_of_calibration(alone, original), rel=0.01)
+        assert after == pytest.approx(error_of_calibration(graph, original), rel=0.01)
+
+
+def error_of_calibration(graph: Graph, original: Graph) -> float:
+    feeds = next(data().batches(48))
+    (found,), (wanted,) = (run_model(g.with_outputs(["t"]), feeds) for g in (graph, original))
+    return float(np.square(found - wanted).mean() / np.square(wanted).mean())
 
 
 def test_rescaled_layers_are_compared_with_what_they_were() -> None:
