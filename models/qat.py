@@ -72,7 +72,10 @@ def main() -> None:
         "batch": options.batch,
     }  # fmt: skip
     began = time.perf_counter()
-    steps = ["lossless", [{"quantize-static": {"pays": False}}, {"train-quantized": training}]]
+    passes: list[object] = [{"quantize-static": {"pays": False}}]
+    if options.weights < 8:
+        passes.append({"adaround": {"bits": options.weights, "end_bits": 8, "steps": 0}})
+    steps = ["lossless", [*passes, {"train-quantized": training}]]
     manager = go.PassManager(steps)
     result = manager.run(
         graph, data=rows, seed=options.seed, device=options.device, max_drop=1.0, measure=False

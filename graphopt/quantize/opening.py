@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.quantize.grid import BIAS, INT4, INT8, UINT4, UINT8, Format, Grid
 from graphopt.quantize.scales import fit_grid
-from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers
+from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, step_of
 from graphopt.rewrite.matching import is_op
 
 __all__ = [
@@ -30,6 +30,9 @@ __all__ = [
 
 _WEIGHTS: Mapping[int, Format] = {4: replace(INT4, low=-8), 8: INT8}
 _ACTIVATIONS: Mapping[int, Format] = {4: UINT4, 8: UINT8}
+
+_LEAST = 0.1
+"""Activations have long tails: the part of their range that 4 bits may be left with."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def _close_bias(graph: Graph, entry: Opened, grid: Grid) -> None:
     """The step of a bias is that of the products it is added to."""
     node = graph.producer(entry.output)
     assert node is not None, "a layer computes its output"
-    step = _step_of(graph, str(node.inputs[0].name))
+    step = step_of(graph, str(node.inputs[0].name))
     bias = graph.constant(str(entry.bias))
     if step is None or bias is None:
         return
@@ -131,37 +134,80 @@ def _close_bias(graph: Graph, entry: Opened, grid: Grid) -> None:
     graph.apply(Edit(remove=(node,), add=(read, _again(node, {2: back})), constants=constants))
 
 
-def _step_of(graph: Graph, name: str) -> float | None:
-    """The scale of a tensor that is read from a grid."""
-    reader = graph.producer(name)
-    if reader is None or not is_op(reader, "DequantizeLinear"):
-        return None
-    scale = graph.constant(reader.inputs[1].name)
-    return None if scale is None or scale.size != 1 else float(np.asarray(scale).reshape(()))
-
-
 def narrow_activations(graph: Graph, bits: int, peaks: Mapping[str, Array]) -> list[str]:
-    """Give activations grids of fewer bits; return the scales that changed.
+    """Put what layers multiply on grids of fewer bits; return the scales that are new.
 
     `peaks` has values of each tensor that is quantized. What the first layer reads, and what the
-    last reads and gives, keeps its grid.
+    last reads and gives, keeps its grid, and so does what no layer reads, as the terms of a sum.
+    Where layers and others read a tensor it is rounded once more, for the layers alone.
     """
     form = _ACTIVATIONS[bits]
     kept = _kept(graph)
     changed = []
     for scale, (zero, tensors) in _grids(graph).items():
-        if scale in kept or not any(name in peaks for name in tensors):
+        layers, others = _readers(graph, scale, tensors)
+        if scale in kept or not layers or not any(name in peaks for name in tensors):
             continue
         # The ends of the old grid clamp for an activation that was absorbed, so they hold here too.
         low, high = _limits(graph, scale, zero)
         values = np.concatenate([peaks[name].reshape(-1) for name in tensors if name in peaks])
         values = np.clip(values, low, high)
-        grid = fit_grid(values[np.newaxis], form, 0, centred=False)
-        graph.set_constant(scale, np.asarray(grid.scale.reshape(()), np.float32))
-        graph.set_constant(zero, grid.zero.reshape(()))
+        grid = fit_grid(values[np.newaxis], form, 0, centred=False, least=_LEAST)
+        step, origin = np.asarray(grid.scale.reshape(()), np.float32), grid.zero.reshape(())
+        if others:
+            scale = _round_again(graph, layers, scale, step, origin)
+        else:
+            graph.set_constant(scale, step)
+            graph.set_constant(zero, origin)
         changed.append(scale)
     graph.reshape_notice()
     return changed
+
+
+def _readers(
+    graph: Graph, scale: str, tensors: Sequence[str]
+) -> tuple[list[gs.Node], list[gs.Node]]:
+    """Layers that read what is on a grid as data, and all others that do.
+
+    One that only moves values, and leaves them on the same grid, is neither.
+    """
+    backs = [
+        back
+        for node in graph.consumers(scale)
+        if is_op(node, "QuantizeLinear")
+        for back in graph.consumers(node.outputs[0].name)
+    ]
+    layers: list[gs.Node] = []
+    others: list[gs.Node] = []
+    for back in backs:
+        name = str(back.outputs[0].name)
+        if graph.is_output(name):
+            others.append(back)
+        for node in graph.consumers(name):
+            if is_op(node, "Conv", "Gemm", "MatMul") and node.inputs[0].name == name:
+                layers.append(node)
+            elif str(node.outputs[0].name) not in tensors:
+                others.append(node)
+    return layers, others
+
+
+def _round_again(
+    graph: Graph, layers: Sequence[gs.Node], hint: str, step: Array, origin: Array
+) -> str:
+    """Let layers read their data through another grid; its scale."""
+    scale, zero = (graph.fresh(f"{hint}_{part}") for part in ("narrow", "narrow_zero"))
+    nodes: list[NewNode] = []
+    read: dict[str, str] = {}
+    for layer in layers:
+        name = str(layer.inputs[0].name)
+        if name not in read:
+            codes, read[name] = graph.fresh(f"{name}_narrow_q"), graph.fresh(f"{name}_narrow")
+            nodes.append(NewNode("QuantizeLinear", (name, scale, zero), (codes,)))
+            nodes.append(NewNode("DequantizeLinear", (codes, scale, zero), (read[name],)))
+        nodes.append(_again(layer, {0: read[name]}))
+    constants: dict[str, Array] = {scale: step, zero: origin}
+    graph.apply(Edit(remove=tuple(layers), add=tuple(nodes), constants=constants))
+    return scale
 
 
 def _limits(graph: Graph, scale: str, zero: str) -> tuple[np.float32, np.float32]:

@@ -12,8 +12,9 @@ from graphopt.quantize.grid import Format, Grid, largest, symmetric
 
 __all__ = ["fit_grid"]
 
-_SHRINKS = tuple(1.0 - step / 32 for step in range(15))
-"""Parts of the range that are tried: what lies outside is clamped, what lies inside gets finer."""
+_SHRINK = 1 / 32
+"""Parts of the range are tried in steps of so much: what lies outside is clamped, what lies inside
+gets finer."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -26,28 +27,30 @@ def fit_grid(
     *,
     centred: bool = True,
     importance: Doubles | None = None,
+    least: float = 0.56,
 ) -> Grid:
     """The grid of each index of `axis`, or of each block on it, that loses least of a weight.
 
     `centred` grids have zero in the middle; others fit the least and largest value. `importance`,
     in a shape that broadcasts against the weight, says how much the square of an error counts.
+    A grid spans at least a part `least` of the range.
     """
     best: Grid | None = None
-    least: Doubles | None = None
-    for shrink in _SHRINKS:
+    lowest: Doubles | None = None
+    for shrink in np.arange(1.0, least, -_SHRINK).tolist():
         grid = _grid(weight, format, axis, block, shrink, centred=centred)
         squares = np.square(weight.astype(np.float64) - grid.round(weight))
         loss = _sums(squares if importance is None else squares * importance, axis, block)
-        if best is None or least is None:
-            best, least = grid, loss
+        if best is None or lowest is None:
+            best, lowest = grid, loss
             continue
-        better = loss < least
+        better = loss < lowest
         best = replace(
             best,
             scale=np.where(better, grid.scale, best.scale),
             zero=np.where(better, grid.zero, best.zero),
         )
-        least = np.where(better, loss, least)
+        lowest = np.where(better, loss, lowest)
     assert best is not None, "some part of the range was tried"
     return best
 
