@@ -1,6 +1,6 @@
 """Train a quantized network for so many minutes or epochs; print top-1 before and after.
 
-    python -m models.qat MODEL.onnx [--weights 4] [--activations 4] [--epochs 20] [--device cuda]
+    python -m models.qat MODEL.onnx [--weights 4] [--activations 4] [--epochs 20] [--preprocess P]
 
 Trains on CIFAR-10's training part without its labels, measures on its test part, both read from
 $GRAPHOPT_DATA. Four bits in activations and weights but for the first and the last layer.
@@ -53,6 +53,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--test-rows", type=int, default=10_000)
+    parser.add_argument("--preprocess", default="cifar10")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -62,7 +63,7 @@ def main() -> None:
     options = _arguments()
     graph = go.load(options.model)
     test, rows = (
-        open_data(f"cifar10:{part}[:{count}]", _inputs(graph), preprocess="cifar10")
+        open_data(f"cifar10:{part}[:{count}]", _inputs(graph), preprocess=options.preprocess)
         for part, count in (("test", options.test_rows), ("train", options.rows))
     )
     print(f"float: top-1 {top1(graph, test):.2f}")
