@@ -69,11 +69,17 @@ CorrectBias(samples=64).run(graph, Context(original=original, calibration=data))
 graph.save"""
 """What the recipe int8 does besides."""
 
+_ROUNDED = """from passes.adaround import AdaRound
+AdaRound(samples=count).run(graph, Context(original=original, calibration=data))
+graph.save"""
+"""Weights in 4 bits, activations in 8."""
+
 _ALL = ("average", "best", "entropy", "minmax", "mse", "percentile")
 
 PROGRAMS: Mapping[str, str] = {
     **{f"graphopt-{c}": _OURS.replace("{calibrator}", c) for c in _ALL},
     "graphopt-int8": _OURS.replace("{calibrator}", "best").replace("graph.save", _CORRECTED),
+    "graphopt-w4a8": _OURS.replace("{calibrator}", "best").replace("graph.save", _ROUNDED),
     **{
         f"ort-{method.lower()}": _ORT.replace("{method}", method)
         for method in ("MinMax", "Entropy", "Percentile")

@@ -7,6 +7,7 @@ its layers are trained once more, together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -121,7 +122,7 @@ class _Walk:
             tuple(unrounded for _, unrounded in layers),
             aim,
         )
-        places = max(array[0].size // array.shape[1] for array in (*reads, aim))
+        places = max(math.prod(array.shape[2:]) for array in (*reads, aim))
         batch = max(-(-manner.batch // places), _FEWEST)
         codes, errors = train.learn_joint_rounding(
             task,
