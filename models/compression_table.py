@@ -36,19 +36,19 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "deep-compression": f"prune-weights{{sparsity=0.93, course=surgery, until=0.5, epochs=12, "
         f"rate=0.08, {_TRAINING}}}; share-weights{{bits=6}}; "
         f"finetune{{epochs=2, rate=0.003, {_TRAINING}}}",
-        "dynamic-network-surgery": f"prune-weights{{sparsity=0.981, course=surgery, epochs=16, "
+        "dynamic-network-surgery": f"prune-weights{{sparsity=0.981, course=surgery, epochs=100, "
         f"rate=0.08, {_TRAINING}}}",
         "han-2015": f"prune-weights{{sparsity=0.9167, allocation=deviation, course=iterative, "
-        f"steps=4, epochs=3, rate=0.03, {_TRAINING}}}",
+        f"steps=4, epochs=12, rate=0.05, {_TRAINING}}}",
     },
     "lenet-5": {
-        "deep-compression": f"prune-weights{{sparsity=0.93, course=surgery, until=0.4, epochs=5, "
-        f"rate=0.02, {_TRAINING}}}; share-weights{{bits=5, conv_bits=6}}; "
-        f"finetune{{epochs=0.5, rate=0.002, {_TRAINING}}}",
-        "dynamic-network-surgery": f"prune-weights{{sparsity=0.9908, course=surgery, epochs=12, "
-        f"rate=0.05, {_TRAINING}}}",
+        "deep-compression": f"prune-weights{{sparsity=0.915, course=surgery, until=0.4, epochs=10, "
+        f"rate=0.03, {_TRAINING}}}; share-weights{{bits=5, conv_bits=6}}; "
+        f"finetune{{epochs=1, rate=0.002, {_TRAINING}}}",
+        "dynamic-network-surgery": f"prune-weights{{sparsity=0.9905, course=surgery, epochs=32, "
+        f"rate=0.08, {_TRAINING}}}",
         "han-2015": f"prune-weights{{sparsity=0.9167, allocation=deviation, course=iterative, "
-        f"steps=3, epochs=2, rate=0.02, {_TRAINING}}}",
+        f"steps=3, epochs=6, rate=0.03, {_TRAINING}}}",
     },
 }
 """For each network the passes of each method, with the levels that suit it."""
