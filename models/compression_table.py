@@ -30,6 +30,7 @@ from graphopt.sparse import find_weights
 __all__ = ["ROWS", "Sizes", "main", "measured", "sizes_of"]
 
 _TRAINING = "augment=[], batch=256"
+_IMAGES = f"{_TRAINING}, precision=bf16, layout=channels-last"
 
 ROWS: Mapping[str, Mapping[str, str]] = {
     "lenet-300-100": {
@@ -42,13 +43,13 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         f"steps=4, epochs=12, rate=0.05, {_TRAINING}}}",
     },
     "lenet-5": {
-        "deep-compression": f"prune-weights{{sparsity=0.915, course=surgery, until=0.4, epochs=10, "
-        f"rate=0.03, {_TRAINING}}}; share-weights{{bits=5, conv_bits=6}}; "
-        f"finetune{{epochs=1, rate=0.002, {_TRAINING}}}",
-        "dynamic-network-surgery": f"prune-weights{{sparsity=0.9905, course=surgery, epochs=32, "
-        f"rate=0.08, {_TRAINING}}}",
+        "deep-compression": f"prune-weights{{sparsity=0.915, course=surgery, until=0.4, epochs=9, "
+        f"rate=0.03, {_IMAGES}}}; share-weights{{bits=5, conv_bits=6}}; "
+        f"finetune{{epochs=1, rate=0.002, {_IMAGES}}}",
+        "dynamic-network-surgery": f"prune-weights{{sparsity=0.9905, course=surgery, epochs=26, "
+        f"rate=0.08, {_IMAGES}}}",
         "han-2015": f"prune-weights{{sparsity=0.9167, allocation=deviation, course=iterative, "
-        f"steps=3, epochs=6, rate=0.03, {_TRAINING}}}",
+        f"steps=3, epochs=6, rate=0.03, {_IMAGES}}}",
     },
 }
 """For each network the passes of each method, with the levels that suit it."""
