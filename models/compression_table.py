@@ -44,8 +44,7 @@ ROWS: Mapping[str, Mapping[str, str]] = {
     },
     "lenet-5": {
         "deep-compression": f"prune-weights{{sparsity=0.915, course=surgery, until=0.4, epochs=9, "
-        f"rate=0.03, {_IMAGES}}}; share-weights{{bits=5, conv_bits=6}}; "
-        f"finetune{{epochs=1, rate=0.002, {_IMAGES}}}",
+        f"rate=0.03, {_IMAGES}}}; share-weights{{bits=5, conv_bits=6}}",
         "dynamic-network-surgery": f"prune-weights{{sparsity=0.9905, course=surgery, epochs=26, "
         f"rate=0.08, {_IMAGES}}}",
         "han-2015": f"prune-weights{{sparsity=0.9167, allocation=deviation, course=iterative, "

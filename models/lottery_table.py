@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from graphopt import data
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.ir import Graph
-from graphopt.manager import input_specs
 from graphopt.passbase import Context, Pass
 from graphopt.sparse import find_weights, keep_weights
 from models.compression_table import measured
