@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.rewrite import RewriteLog
@@ -74,11 +74,15 @@ class Context:
     """Filled by the pass; becomes part of its record in the report."""
 
     def inputs(self, step: Pass, option: str = "") -> Dataset:
-        """What to calibrate or train on. Raises RecipeError, naming the step and its option."""
+        """What to calibrate or train on, as the original takes it.
+
+        Raises RecipeError, naming the step and its option, if nothing was given, and DataError if
+        it does not fit.
+        """
         if self.calibration is None:
             who = f"{step.name}: {option}".strip()
             raise RecipeError(f"{who} needs inputs to calibrate or train on; give --data")
-        return self.calibration
+        return self.calibration.bind(input_specs(self.original))
 
     def resources(self) -> Resources:
         """What a training in this run may use."""

@@ -22,8 +22,7 @@ def test_view_and_integers_agree(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_cannot_be_compared_is_told() -> None:
     graph = go.load(DIGITS)
-    data = go.data.open("digits").bind(go.data.input_specs(graph))
-    context = go.Context(original=graph.clone(), calibration=data)
+    context = go.Context(original=graph.clone(), calibration=go.data.open("digits"))
     QuantizeStatic(pays=False, samples=16).run(graph, context)
     found = check(graph)
     assert isinstance(found, str)
