@@ -21,9 +21,12 @@ def constant_part(graph: Graph, outputs: Sequence[str]) -> Graph:
     return part(graph, (), outputs)
 
 
-def part(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> Graph:
+def part(
+    graph: Graph, inputs: Sequence[str], outputs: Sequence[str], weights: Sequence[str] = ()
+) -> Graph:
     """A graph of its own that computes `outputs` from `inputs`; large constants are shared.
 
+    It has the `weights` for inputs too, behind the others; of these alone the sizes stay known.
     Every input's type must be known; functions and bodies are not carried over.
     """
     exporter, waiting = Exporter(graph.domains, {}, {}), list(outputs)
@@ -31,7 +34,7 @@ def part(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> Graph:
     arrays: dict[str, Array] = {}
     while waiting:
         name = waiting.pop()
-        if name in inputs:
+        if name in inputs or name in weights:
             continue
         maker, value = graph.producer(name), graph.constant(name)
         if value is not None:
@@ -43,7 +46,13 @@ def part(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> Graph:
     body = helper.make_graph(
         list(nodes.values()),
         "part",
-        [declaration(name, _open(graph, name)) for name in inputs],
+        [
+            *(declaration(name, _open(graph, name)) for name in inputs),
+            *(
+                declaration(name, TensorInfo(graph.dtype(name), graph.shape(name)))
+                for name in weights
+            ),
+        ],
         [onnx.ValueInfoProto(name=name) for name in outputs],
         tensors,
     )

@@ -15,6 +15,7 @@ import numpy as np
 
 from graphopt import train
 from graphopt.data import Dataset
+from graphopt.errors import UnsupportedOp
 from graphopt.ir import Array, Graph, part
 from graphopt.quantize.layer_rounding import Manner, Rows, round_layer
 from graphopt.quantize.references import Reference, noted_references
@@ -84,7 +85,11 @@ def round_anew(
         region = regions.get(name)
         inside = [rounded[each] for each in region.layers if each in rounded] if region else []
         if region and len(inside) > 1:
-            found.blocks[region.gives] = walk.round_together(region, inside)
+            errors = walk.round_together(region, inside)
+            if isinstance(errors, str):
+                found.left_alone[region.gives] = errors
+            else:
+                found.blocks[region.gives] = errors
     return found
 
 
@@ -111,25 +116,29 @@ class _Walk:
 
     def round_together(
         self, region: Region, layers: Sequence[tuple[StoredLayer, train.Unrounded]]
-    ) -> tuple[float, float]:
-        """Train the codes of a block's layers; its error before and after."""
+    ) -> tuple[float, float] | str:
+        """Train the codes of a block's layers; its error before and after, or why they stay."""
         manner = self.manner
-        reads, aim = self._held(region)
+        held = self._held(region)
+        if held is None:
+            return "what enters or leaves this block has not one row for each input"
+        reads, aim = held
         weights = [layer.layer.weight for layer, _ in layers]
         task = train.JointTask(
-            part(self.graph, [*region.reads, *weights], [region.gives]),
+            part(self.graph, region.reads, [region.gives], weights),
             tuple(reads),
             tuple(unrounded for _, unrounded in layers),
             aim,
         )
         places = max(math.prod(array.shape[2:]) for array in (*reads, aim))
-        batch = max(-(-manner.batch // places), _FEWEST)
-        codes, errors = train.learn_joint_rounding(
-            task,
-            train.Descent(
-                manner.block_steps, batch, manner.rate, manner.sharpness, manner.seed, manner.device
-            ),
+        batch = self.made.dataset.fixed_batch or max(-(-manner.batch // places), _FEWEST)
+        descent = train.Descent(
+            manner.block_steps, batch, manner.rate, manner.sharpness, manner.seed, manner.device
         )
+        try:
+            codes, errors = train.learn_joint_rounding(task, descent)
+        except UnsupportedOp as error:
+            return str(error)
         for (layer, _), code in zip(layers, codes, strict=True):
             old = _codes(self.graph, layer)
             self.graph.set_constant(layer.weight.codes, code.astype(old.dtype))
@@ -139,9 +148,13 @@ class _Walk:
     def _reference(self, name: str) -> Reference:
         return self.references.get(name, Reference(name, {}))
 
-    def _held(self, region: Region) -> tuple[list[Array], Array]:
-        """What enters a block now, and what left it in the original, for as many as fit."""
-        reference, limit = self._reference(region.gives), 0
+    def _held(self, region: Region) -> tuple[list[Array], Array] | None:
+        """What enters a block now, and what left it in the original, for as many as fit.
+
+        None where one of them has not one row for each input.
+        """
+        reference, limit, count = self._reference(region.gives), 0, 0
+        whole, unit = len(self.made.dataset), self.made.dataset.fixed_batch or 1
         reads: list[list[Array]] = []
         aims: list[Array] = []
         pairs = zip(
@@ -150,11 +163,17 @@ class _Walk:
         for found, original in pairs:
             now = [found[name] for name in region.reads]
             aim = reference.of(original[reference.tensor])
-            limit = limit or max(_BYTES // sum(array[:1].nbytes for array in (*now, aim)), 1)
+            count += len(aim)
+            if any(array.shape[:1] != aim.shape[:1] for array in now):
+                return None
+            each = sum(array[:1].nbytes for array in (*now, aim))
+            limit = limit or max(_BYTES // each // unit, 1) * unit
             room = limit - sum(map(len, aims))
             if room > 0:
                 reads.append([array[:room] for array in now])
                 aims.append(aim[:room])
+        if count != whole - whole % unit:
+            return None
         return [np.concatenate(parts) for parts in zip(*reads, strict=True)], np.concatenate(aims)
 
 
@@ -162,11 +181,14 @@ def _gather(
     made: Frontier, wanted: Frontier, layer: StoredLayer, target: Target, seed: int
 ) -> Rows:
     rng, read = np.random.default_rng(seed), layer.layer
-    inputs, targets = [], []
-    columns = int(np.prod(_codes(made.graph, layer).shape[1:])) * read.groups
-    count = min(_ROWS, _BYTES // (4 * max(columns, 1)))
+    inputs: list[Array] = []
+    targets: list[Array] = []
+    groups, outputs, columns = layer.matrix(_codes(made.graph, layer)).shape
+    count = max(min(_ROWS, _BYTES // (4 * groups * (outputs + columns))), 1)
     pairs = zip(made.batches([read.data]), wanted.batches([target.tensor]), strict=True)
     for found, original in pairs:
+        if sum(array.shape[1] for array in inputs) >= count:
+            continue
         data = found[read.data]
         places = read.places(data, max(count // len(made.dataset), 1), rng)
         taken = read.rows(data, places)

@@ -97,7 +97,7 @@ def round_layer(
     solved, gram = solve_again(
         layer.matrix(old), rows.inputs, rows.targets, bias, manner.damping, free=given is not None
     )
-    weight = layer.weight_of(solved, old).astype(np.float32)
+    weight = (layer.weight_of(solved, old) / layer.factor).astype(np.float32)
     grid = _grid(layer, weight, gram, manner)
     scale, zero = (
         layer.matrix(np.broadcast_to(grid.spread(part, old.shape), old.shape))
@@ -119,7 +119,7 @@ def round_layer(
     matrix = (codes - zero) * scale
     if given is not None:
         bias = bias + _shift(rows, matrix, bias)
-        write_bias(graph, layer, bias.reshape(-1), grid)
+        write_bias(graph, layer, bias.reshape(-1), grid if one else None)
     plain = layer.weight_of(codes, old)
     _write(graph, layer, grid, plain)
     unrounded = train.Unrounded(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +55,21 @@ class StoredLayer:
     bias: Stored | None
     """A bias that is stored too; a float one is `layer.bias`."""
 
+    @property
+    def factor(self) -> float:
+        """What the product is multiplied with."""
+        return float(self.layer.node.attrs.get("alpha", 1.0))
+
     def matrix(self, weight: Array) -> Doubles:
         """A weight of this layer, factor included, as (group, output, column)."""
         node, groups = self.layer.node, self.layer.groups
         if node.op == "Conv":
             return np.array(weight.reshape(groups, len(weight) // groups, -1), np.float64)
         turned = np.array(weight if node.attrs.get("transB", 0) else weight.T, np.float64)
-        return turned[np.newaxis] * float(node.attrs.get("alpha", 1.0))
+        return turned[np.newaxis] * self.factor
 
     def weight_of(self, matrix: Doubles, like: Array) -> Doubles:
-        """The reverse of `matrix`, without the factor."""
+        """The reverse of `matrix`, which leaves the factor in."""
         if self.layer.node.op == "Conv":
             return np.asarray(matrix.reshape(like.shape))
         return np.asarray(matrix[0] if self.layer.node.attrs.get("transB", 0) else matrix[0].T)
@@ -103,9 +109,11 @@ def _layer(graph: Graph, node: gs.Node) -> StoredLayer | None:
     assert codes is not None, "codes are constant"
     if node.op != "Conv" and codes.ndim != 2:
         return None
+    width = len(codes) if node.op == "Conv" or node.attrs.get("transB") else codes.shape[1]
     bias_name = str(node.inputs[2].name) if len(node.inputs) > 2 else ""
     bias = _stored(graph, bias_name) if bias_name else None
-    if bias_name and bias is None and graph.constant(bias_name) is None:
+    given = graph.constant(bias.codes if bias else bias_name) if bias_name else None
+    if bias_name and (given is None or given.shape[-1:] != (given.size,) or given.size != width):
         return None
     layer = Layer(
         node, None, str(node.inputs[0].name), str(node.inputs[1].name), bias_name or None,
@@ -190,7 +198,8 @@ def _seen_as(graph: Graph, output: str) -> str:
 def write_bias(graph: Graph, layer: StoredLayer, bias: Doubles, grid: Grid | None = None) -> None:
     """Give a layer that has a bias another one; a stored one keeps its steps.
 
-    It gets those of the products it is added to if `grid`, of the layer's weight, is given.
+    It gets those of the products it is added to if `grid`, of the layer's weight and with a scale
+    for each output, is given.
     """
     name = layer.layer.bias
     assert name is not None, "the layer has a bias"
@@ -198,12 +207,9 @@ def write_bias(graph: Graph, layer: StoredLayer, bias: Doubles, grid: Grid | Non
     if layer.bias is not None:
         old = graph.constant(layer.bias.codes)
         assert old is not None, "codes are constant"
-        stored = layer.bias.grid
-        scale, step = str(layer.bias.reader.inputs[1].name), step_of(graph, layer.layer.data)
-        if grid is not None and step is not None and len(graph.consumers(scale)) == 1:
-            steps = np.broadcast_to(grid.scale * np.float32(step), stored.scale.shape)
-            stored = replace(stored, scale=np.ascontiguousarray(steps))
-            graph.set_constant(scale, stored.scale)
+        stored, step = layer.bias.grid, step_of(graph, layer.layer.data)
+        if grid is not None and step is not None:
+            stored = _restep(graph, layer.bias, name, grid.scale * np.float32(step), old.ndim - 1)
         graph.set_constant(layer.bias.codes, stored.quantize(values.reshape(old.shape)))
         return
     array = graph.constant(name)
@@ -216,6 +222,15 @@ def write_bias(graph: Graph, layer: StoredLayer, bias: Doubles, grid: Grid | Non
     inputs = (data, weight, values.astype(array.dtype))
     made = NewNode(node.op, inputs, (layer.layer.output,), dict(node.attrs), name=node.name)
     graph.apply(Edit(remove=(node,), add=(made,)))
+
+
+def _restep(graph: Graph, bias: Stored, name: str, steps: Floats, axis: int) -> Grid:
+    """Let a bias be read with a step for each output, whatever its steps were; its new grid."""
+    scale = graph.fresh(f"{bias.codes}_scale")
+    inputs, attrs = (bias.codes, scale), {"axis": axis}
+    node = NewNode("DequantizeLinear", inputs, (name,), attrs, name=bias.reader.name)
+    graph.apply(Edit(remove=(bias.reader,), add=(node,), constants={scale: steps}))
+    return Grid(steps, np.zeros(steps.shape, BIAS.dtype), BIAS, axis)
 
 
 def step_of(graph: Graph, name: str) -> float | None:

@@ -21,9 +21,6 @@ __all__ = ["JointTask", "Unrounded", "learn_joint_rounding"]
 
 Floats = npt.NDArray[np.float32]
 
-_EXAMINED = 16
-"""Inputs whose error is computed at a time."""
-
 
 @dataclass(frozen=True, eq=False)
 class Unrounded:
@@ -97,7 +94,7 @@ def learn_joint_rounding(
     errors = []
     for codes in tried:
         values = [weight.read(code) for weight, code in zip(weights, codes, strict=True)]
-        errors.append(_error(module, reads, values, aim) / energy)
+        errors.append(_error(module, reads, values, aim, descent.batch) / energy)
     kept = tried[1] if errors[1] < errors[0] else tried[0]
     found = [np.asarray(code.cpu().numpy(), np.float64) for code in kept]
     return found, (errors[0], min(errors))
@@ -108,13 +105,14 @@ def _error(
     reads: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
     aim: torch.Tensor,
+    batch: int,
 ) -> float:
     """The mean square error of what the part gives."""
     total = 0.0
     device = weights[0].device
     with torch.no_grad():
-        for start in range(0, len(aim), _EXAMINED):
-            part = slice(start, start + _EXAMINED)
+        for start in range(0, len(aim), batch):
+            part = slice(start, start + batch)
             made = module(*(array[part].to(device) for array in reads), *weights)
             total += float((made - aim[part].to(device)).square().sum(dtype=torch.float64))
     return total / aim.numel()

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx.helper import make_opsetid
 
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
+from graphopt.quantize import adaround
+from graphopt.quantize.grid import BIAS, Grid, symmetric
+from graphopt.quantize.layer_rounding import Manner, Rows, round_layer
+from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, step_of
 from graphopt.train import Descent, RoundingTask, learn_rounding
 from passes.adaround import AdaRound
 from passes.equalize import Equalize
@@ -120,6 +125,146 @@ def test_unpacked_layers_run_on_integers(bits: int, tmp_path: Path) -> None:
     feeds = next(data(16).batches(16))
     plain, fast = run_model(graph, feeds)[0], run_optimized(graph, feeds)[0]
     assert np.abs(plain - fast).max() < 0.01 * np.abs(plain).max()
+
+
+def test_one_scale_for_a_whole_weight_becomes_one_for_each_output(tmp_path: Path) -> None:
+    """As ONNX Runtime's own quantizer makes them: the bias too has a single step."""
+    original = network()
+    graph = static(original)
+    for layer in find_stored_layers(graph)[:3]:
+        step = step_of(graph, layer.layer.data)
+        assert step is not None
+        assert layer.bias is not None
+        values, bias = layer.weight.values(graph), layer.bias.values(graph)
+        whole = symmetric(np.abs(values).max())
+        product = Grid(whole.scale.reshape(1) * np.float32(step), np.zeros(1, np.int32), BIAS, 0)
+        for stored, grid, array in ((layer.weight, whole, values), (layer.bias, product, bias)):
+            graph.set_constant(stored.codes, grid.quantize(array))
+            graph.set_constant(str(stored.reader.inputs[1].name), grid.scale)
+            if len(stored.reader.inputs) > 2:
+                graph.set_constant(str(stored.reader.inputs[2].name), grid.zero)
+    context = Context(original=original, calibration=data())
+    AdaRound(packed=False, steps=0).run(graph, context)
+    assert_valid(graph)
+    assert error(graph, original) < 0.01
+    assert executed(graph, tmp_path)["QLinearConv"] == 3
+    feeds = next(data(16).batches(16))
+    plain, fast = run_model(graph, feeds)[0], run_optimized(graph, feeds)[0]
+    assert np.abs(plain - fast).max() < 0.01 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_the_factor_of_a_gemm_takes_no_codes_away(factor: float) -> None:
+    found = []
+    for alpha in (1.0, factor):
+        original = network()
+        graph = static(original)
+        for net in (graph, original):
+            gemm = next(node for node in net.nodes if node.op == "Gemm")
+            net.set_attribute(gemm, "alpha", alpha)
+        context = Context(original=original, calibration=data())
+        AdaRound(bits=3, steps=0).run(graph, context)
+        codes = graph.constants()["g_q"].astype(int)
+        found.append((np.abs(codes).max(), np.abs(codes).mean()))
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+
+
+PRODUCTS = """net (float[N,6,64] x) => (float[M,32] y)
+<float[64,64] w, float[64,64] v, float[64,32] u, int64[2] s = {-1, 64}> {
+    a = MatMul(x, w)
+    b = Relu(a)
+    c = Reshape(b, s)
+    d = MatMul(c, v)
+    e = Relu(d)
+    y = MatMul(e, u)
+}"""
+
+
+def test_blocks_that_mix_rows_are_left_alone() -> None:
+    rng = np.random.default_rng(0)
+    original = Graph.load(parse(PRODUCTS))
+    dataset = Dataset.from_arrays({"x": rng.standard_normal((40, 6, 64)).astype(np.float32)})
+    graph = original.clone()
+    context = Context(original=original, calibration=dataset)
+    QuantizeWeights(bits=8, block=0).run(graph, context)
+    AdaRound(steps=0, block_steps=5).run(graph, context)
+    left, errors = context.notes["left_alone"], context.notes["errors"]
+    assert isinstance(left, dict)
+    assert isinstance(errors, dict)
+    assert list(left) == ["y"]
+    assert list(errors) == ["a", "d", "y"]
+    assert context.notes["blocks"] == {}
+
+
+CHAIN = """net (float[N,4,6,6] x) => (float[N,24,6,6] y)
+<float[24,4,3,3] w, float[24,24,3,3] v> {{
+    a = Conv<pads=[1,1,1,1]>(x, w)
+    b = {middle}
+    c = Conv<pads=[1,1,1,1]>(b, v)
+    y = Sigmoid(c)
+}}"""
+
+
+@pytest.mark.parametrize(("middle", "known"), [("Relu(a)", True), ("QuickGelu(a)", False)])
+def test_blocks_need_a_trainable_view_and_no_kernel_shapes(*, middle: str, known: bool) -> None:
+    rng = np.random.default_rng(0)
+    model = parse(CHAIN.format(middle=middle))
+    if not known:
+        model.graph.node[1].domain = "com.microsoft"
+        model.opset_import.append(make_opsetid("com.microsoft", 1))
+    original = Graph.load(model)
+    dataset = Dataset.from_arrays({"x": rng.standard_normal((40, 4, 6, 6)).astype(np.float32)})
+    graph = original.clone()
+    context = Context(original=original, calibration=dataset)
+    QuantizeWeights(bits=8, block=0).run(graph, context)
+    AdaRound(steps=0, block_steps=5).run(graph, context)
+    blocks, left = context.notes["blocks"], context.notes["left_alone"]
+    assert isinstance(blocks, dict)
+    assert isinstance(left, dict)
+    assert list(blocks) == (["c"] if known else [])
+    assert list(left) == ([] if known else ["c"])
+    assert all("QuickGelu" in str(reason) for reason in left.values())
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_a_fixed_batch_is_kept_in_blocks(size: int) -> None:
+    text = CHAIN.format(middle="Reshape(r, s)").replace("[N,", f"[{size},")
+    text = text.replace("b =", "r = Relu(a)\n b =").replace(
+        "v>", f"v, int64[4] s={{{size},24,6,6}}>"
+    )
+    original = Graph.load(parse(text))
+    arrays = {"x": np.random.default_rng(0).standard_normal((40, 4, 6, 6)).astype(np.float32)}
+    dataset = Dataset.from_arrays(arrays).bind(input_specs(original))
+    graph = original.clone()
+    context = Context(original=original, calibration=dataset)
+    QuantizeWeights(bits=8, block=0).run(graph, context)
+    AdaRound(steps=0, block_steps=5).run(graph, context)
+    blocks = context.notes["blocks"]
+    assert isinstance(blocks, dict)
+    assert list(blocks) == ["c"]
+
+
+@pytest.mark.parametrize("count", [40, 400])
+def test_rows_are_no_more_than_fit(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row holds what a layer reads and gives: 64 and 64 or 32 numbers."""
+    monkeypatch.setattr(adaround, "_BYTES", 4 * 128 * 64)
+    held = []
+
+    def noted(graph: Graph, layer: StoredLayer, rows: Rows, manner: Manner) -> object:
+        held.append(rows.inputs.nbytes + rows.targets.nbytes)
+        return round_layer(graph, layer, rows, manner)
+
+    monkeypatch.setattr(adaround, "round_layer", noted)
+    rng = np.random.default_rng(0)
+    original = Graph.load(parse(PRODUCTS))
+    dataset = Dataset.from_arrays({"x": rng.standard_normal((count, 6, 64)).astype(np.float32)})
+    graph = original.clone()
+    context = Context(original=original, calibration=dataset)
+    QuantizeWeights(bits=8, block=0).run(graph, context)
+    AdaRound(steps=0).run(graph, context)
+    # A batch of 32 inputs is taken whole where it has one place for each of its 192 rows.
+    assert max(held) <= 4 * 128 * 192
+    assert len(held) == 3
 
 
 def test_a_block_never_gets_worse() -> None:
