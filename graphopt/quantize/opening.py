@@ -66,17 +66,16 @@ def _open(graph: Graph, layer: StoredLayer, form: Format) -> Opened:
     values = stored.values(graph)
     channels = 0 if read.node.op == "Conv" or read.node.attrs.get("transB") else 1
     grid = stored.grid
-    if form.dtype != grid.format.dtype or grid.axis is None:
+    if form.dtype != grid.format.dtype or grid.axis != channels or grid.block:
         grid = fit_grid(values, form, channels)
-    axis = channels if grid.axis is None else grid.axis
     weight, scale, zero, codes = (
         graph.fresh(f"{read.weight}_{part}") for part in ("float", "step", "origin", "steps")
     )
     constants: dict[str, Array] = {weight: values, scale: grid.scale, zero: grid.zero}
     ends = (scale, zero)
     nodes = [
-        NewNode("QuantizeLinear", (weight, *ends), (codes,), {"axis": axis}),
-        NewNode("DequantizeLinear", (codes, *ends), (read.weight,), {"axis": axis}),
+        NewNode("QuantizeLinear", (weight, *ends), (codes,), {"axis": channels}),
+        NewNode("DequantizeLinear", (codes, *ends), (read.weight,), {"axis": channels}),
     ]
     removed, bias = [stored.reader], None
     if layer.bias is not None:
@@ -85,7 +84,7 @@ def _open(graph: Graph, layer: StoredLayer, form: Format) -> Opened:
         removed += [layer.bias.reader, read.node]
         nodes.append(_again(read.node, {2: bias}))
     graph.apply(Edit(remove=tuple(removed), add=tuple(nodes), constants=constants))
-    return Opened(read.output, weight, scale, zero, form, axis, bias)
+    return Opened(read.output, weight, scale, zero, form, channels, bias)
 
 
 def _again(node: gs.Node, inputs: Mapping[int, str]) -> NewNode:

@@ -19,6 +19,7 @@ from graphopt.quantize.opening import (
 from graphopt.runtime import Session
 from graphopt.train import StepSizes
 from passes.quantize_static import QuantizeStatic
+from passes.quantize_weights import QuantizeWeights
 from passes.train_quantized import TrainQuantized
 from tests.asserting import assert_valid, parse, run_model
 
@@ -72,6 +73,22 @@ def test_opening_and_closing_changes_nothing() -> None:
     assert_valid(graph)
     assert [node.op for node in graph.nodes] == [node.op for node in before.nodes]
     np.testing.assert_array_equal(outputs(graph), outputs(before))
+
+
+def test_blocks_of_a_weight_become_one_step_for_each_output() -> None:
+    body = "a = MatMul(x, w)\nb = MatMul(a, v)\ny = MatMul(b, u)"
+    weights = "float[64,64] w, float[64,64] v, float[64,64] u"
+    text = f"net (float[N,64] x) => (float[N,64] y) <{weights}> {{ {body} }}"
+    original = Graph.load(parse(text, opset=21))
+    graph = original.clone()
+    QuantizeWeights(bits=4, block=32).run(graph, Context(original=original))
+    before = run_model(graph, feeds := {"x": np.eye(8, 64, dtype=np.float32)})[0]
+    opened = open_weights(graph, 4)
+    assert [graph.constants()[entry.scale].shape for entry in opened] == [(64,)] * 3
+    close_weights(graph, opened)
+    assert_valid(graph)
+    after = run_model(graph, feeds)[0]
+    assert np.square(after - before).mean() < 0.05 * np.square(before).mean()
 
 
 def test_four_bits_but_for_the_ends() -> None:
