@@ -15,6 +15,7 @@ import torch
 
 from graphopt.ir import Array, Graph
 from graphopt.lens import LoweredModule, lower
+from graphopt.train.devices import find_device
 from graphopt.train.learned_rounding import Descent, pull_to_ends, rectified, start_variable
 
 __all__ = ["JointTask", "Unrounded", "learn_joint_rounding"]
@@ -72,7 +73,7 @@ def learn_joint_rounding(
 
     Before, they are rounded to the nearest; where training did not help they still are.
     """
-    device = torch.device(descent.device)
+    device = torch.device(find_device(descent.device))
     module = lower(task.piece).to(device)
     reads = [torch.from_numpy(array) for array in task.reads]
     aim = torch.from_numpy(task.aim)

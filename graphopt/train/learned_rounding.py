@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from graphopt.train.devices import find_device
+
 __all__ = [
     "Descent",
     "RoundingTask",
@@ -35,7 +37,10 @@ _FREE = 0.2
 
 @dataclass(frozen=True)
 class Descent:
-    """How long and how fast; `sharpness` weighs the regulariser against the relative error."""
+    """How long, how fast, and on which device: auto, cpu or cuda.
+
+    `sharpness` weighs the regulariser against the relative error.
+    """
 
     steps: int
     batch: int
@@ -70,7 +75,7 @@ class RoundingTask:
 
 def learn_rounding(task: RoundingTask, descent: Descent) -> npt.NDArray[np.float64]:
     """The codes after training, as whole numbers."""
-    device = torch.device(descent.device)
+    device = torch.device(find_device(descent.device))
     inputs, targets, scale, zero = (
         torch.from_numpy(array).to(device)
         for array in (task.inputs, task.targets, task.scale, task.zero)

@@ -226,6 +226,14 @@ def test_blocks_need_a_trainable_view_and_no_kernel_shapes(*, middle: str, known
     assert all("QuickGelu" in str(reason) for reason in left.values())
 
 
+def test_the_device_of_the_command_line_is_understood() -> None:
+    original = network()
+    graph = static(original)
+    context = Context(original=original, calibration=data(), device="auto")
+    AdaRound(steps=2, block_steps=2).run(graph, context)
+    assert context.notes["blocks"]
+
+
 @pytest.mark.parametrize("size", [1, 16])
 def test_a_fixed_batch_is_kept_in_blocks(size: int) -> None:
     text = CHAIN.format(middle="Reshape(r, s)").replace("[N,", f"[{size},")
