@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 
@@ -33,6 +34,8 @@ def launch(device: str, precision: str) -> Fabric:
     """Join the processes that torchrun has started, or run in this one alone."""
     if not torch.distributed.is_torchelastic_launched():
         return _launched(Fabric(accelerator=device, devices=1, precision=precision))
+    # Gloo's threads abort a process that ends while they still run.
+    atexit.register(_leave)
     here, all_of_them = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     return _launched(
         Fabric(
@@ -48,3 +51,8 @@ def launch(device: str, precision: str) -> Fabric:
 def _launched(fabric: Fabric) -> Fabric:
     fabric.launch()
     return fabric
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

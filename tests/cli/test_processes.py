@@ -57,6 +57,8 @@ def test_plugin_pass_is_listed_and_run(plugin: dict[str, str], model: Path) -> N
 def _start(model: Path, env: dict[str, str]) -> subprocess.Popen[str]:
     """Start a run and return when its first stage is kept and its second one waits."""
     stages = model.parent / "work" / "stages"
+    # What a shell starts in the background ignores interrupts, and so would what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "graphopt", *_waiting(model)],
         env=env,

@@ -102,7 +102,7 @@ def test_a_killed_run_leaves_a_checkpoint_in_the_work_directory(tmp_path: Path) 
 
         def finished(self, record: object) -> None: ...
 
-    step = replace(QUICK, epochs=40, save_seconds=0.0)
+    step = replace(QUICK, epochs=None, minutes=0.05, save_seconds=0.0)  # longer than reports wait
     PassManager([{"distill": dict(step.options())}]).run(
         perceptron(),
         data=Dataset.from_arrays({"x": np.ones((200, 6), np.float32)}),

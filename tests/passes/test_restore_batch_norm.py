@@ -172,6 +172,6 @@ def test_bad_requests() -> None:
         restored(Graph.load(parse(RESIDUAL)), RestoreBatchNorm(), X[:3])
     with pytest.raises(RecipeError, match="give --data"):
         RestoreBatchNorm().run(graph := Graph.load(parse(RESIDUAL)), Context(original=graph))
-    old = "old (float[N,3,2,2] x) => (float[N,4,2,2] y) <float[4,3,1,1] w> { y = Conv(x, w) }"
+    old = "old (float[N,3,6,6] x) => (float[N,4,6,6] y) <float[4,3,1,1] w> { y = Conv(x, w) }"
     with pytest.raises(ModelError, match="operator set 6 is too old"):
         restored(Graph.load(parse(old, opset=6)), RestoreBatchNorm())
