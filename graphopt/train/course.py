@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -91,7 +92,7 @@ class Course:
                 done = pace.done(self._step)
                 if done >= 1 or not self._advance(batch, done):
                     break
-        if self._history.stopped is None and self._healthy():
+        if self._history.stopped is None and self._healthy() and self._sound():
             self._look(1.0)
         return self._finished()
 
@@ -163,6 +164,17 @@ class Course:
         self._mean.extend(values)
         return True
 
+    def _sound(self) -> bool:
+        """Without held-out rows: note it and say no if the last step ruined the weights."""
+        feed = self._setup.feed
+        if len(self._setup.held):
+            return True
+        batch = next(feed.in_order(feed.trained[: feed.batch]))
+        loss = self._mean_loss([self._setup.teacher.teach(batch) if self._setup.teacher else batch])
+        if not math.isfinite(loss):
+            self._history.stopped = self._not_finite(loss, self._step + 1)
+        return self._history.stopped is None
+
     def _not_finite(self, value: float, step: int) -> str:
         """What happened, and what to do: before the first step nothing has been learned."""
         advice = "lower the learning rate"
@@ -188,17 +200,18 @@ class Course:
         """Note the losses; keep the weights if they are the best so far."""
         loss = sum(self._mean) / len(self._mean) if self._mean else None
         self._mean = []
-        held = self._held_out_loss() if len(self._setup.held) else None
+        held = self._mean_loss(self._exam) if len(self._setup.held) else None
         self._history.curve.append(Point(self._step, done, loss, held))
         if held is not None:
             self._best.offer(self._job.module, held, self._step)
 
-    def _held_out_loss(self) -> float:
+    def _mean_loss(self, batches: Sequence[Batch]) -> float:
+        """The mean of the objective over the rows of every process's batches, in eval() mode."""
         setup = self._setup
         self._job.module.eval()
         total = torch.zeros(2, device=setup.fabric.device, dtype=torch.float64)
         with torch.no_grad():
-            for batch in self._exam:
+            for batch in batches:
                 with setup.fabric.autocast():
                     outputs = as_outputs(self._job.module(*batch.inputs))
                 count = len(batch.inputs[0])

@@ -190,6 +190,22 @@ def test_loss_that_is_not_finite_names_the_step_and_keeps_the_best() -> None:
     assert np.isfinite(graph.constants()["w0"]).all()
 
 
+def test_without_held_out_rows_the_last_step_is_looked_at_too() -> None:
+    class Blow(Hook):
+        def after_step(self, training: Training, done: float) -> None:
+            with torch.no_grad():
+                training.weights["w0"].fill_(1e30)
+                training.weights["w1"].fill_(1e30)
+
+    graph, plan = perceptron(), replace(QUICK, epochs=0.01, holdout=0.0)
+    before = graph.constants()["w0"].copy()
+    history = fit(graph, vectors(), CrossEntropy(), plan, resources=ALONE, hooks=[Blow()])
+    assert history.steps == 1
+    assert history.stopped is not None
+    assert "at step 2;" in history.stopped
+    assert np.array_equal(graph.constants()["w0"], before)
+
+
 def test_a_network_that_gives_nothing_finite_is_not_the_learning_rates_fault() -> None:
     graph = perceptron()
     graph.set_constant("w0", np.full_like(graph.constants()["w0"], np.nan))
