@@ -95,6 +95,14 @@ class Context:
         if history.stopped is not None:
             self.notes["unmet"] = [history.stopped]
 
+    def left_alone(self, why: Mapping[str, str]) -> None:
+        """Note what a pass could not treat, by name; the first of them is told on the screen."""
+        self.notes["left_alone"] = dict[str, Note](why)
+        if why:
+            first, *others = why
+            more = f"; so are {len(others)} others" if others else ""
+            self.notes["remark"] = f"{first!r} is left as it was, {why[first]}{more}"
+
     def record(self, log: RewriteLog) -> None:
         """Note how often each rule was applied, and what was refused and why."""
         self.notes["applied"] = dict[str, Note](sorted(log.applied.items()))

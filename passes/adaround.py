@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
-from graphopt.passbase import Context, Need, Note, Pass, Promise
+from graphopt.passbase import Context, Need, Pass, Promise
 from graphopt.quantize.adaround import round_anew
 from graphopt.quantize.layer_rounding import Manner
 from graphopt.quantize.upgrading import require_opset
@@ -99,4 +99,4 @@ class AdaRound(Pass):
         context.notes["blocks"] = {
             name: {"layers": before, "now": after} for name, (before, after) in found.blocks.items()
         }
-        context.notes["left_alone"] = dict[str, Note](found.left_alone)
+        context.left_alone(found.left_alone)

@@ -107,8 +107,7 @@ class RemoveAndRefit(Fitting, Pass):
             name: {"before": before, "after": after}
             for name, (before, after) in fit.together.items()
         }
-        context.notes["left_alone"] = dict(fit.left_alone)
-        context.notes["remark"] = fit.remark
+        context.left_alone(fit.left_alone)
         if not fitted.met:
             context.notes["unmet"] = [self._unmet(coupling, found, fitted)]
 

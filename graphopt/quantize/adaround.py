@@ -25,6 +25,7 @@ from graphopt.quantize.stored_layers import (
     Target,
     find_stored_layers,
     find_target,
+    unfit_layers,
 )
 from graphopt.refit.frontier import Frontier
 
@@ -69,7 +70,7 @@ def round_anew(
     )
     layers = find_stored_layers(graph)
     regions = walk.regions(layers) if manner.block_steps else {}
-    found = Anew()
+    found = Anew(left_alone=unfit_layers(graph))
     rounded: dict[str, tuple[StoredLayer, train.Unrounded]] = {}
     for number, layer in enumerate(layers):
         progress(number / len(layers))

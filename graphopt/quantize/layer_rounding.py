@@ -21,6 +21,7 @@ from graphopt.quantize.grid import INT4, INT8, Format, Grid
 from graphopt.quantize.scales import fit_grid
 from graphopt.quantize.solving import solve_again
 from graphopt.quantize.stored_layers import StoredLayer, write_bias
+from graphopt.refit.walking import WIDEST
 
 __all__ = ["Manner", "Rows", "round_layer"]
 
@@ -75,6 +76,11 @@ class Rows:
     targets: Floats
     clamp: tuple[float, float]
 
+    def squares(self) -> Doubles:
+        """The mean square of each column of what is read, as (group, column)."""
+        sums = np.einsum("grc,grc->gc", self.inputs, self.inputs)
+        return np.asarray(sums / self.inputs.shape[1], np.float64)
+
     def error(self, matrix: Doubles, bias: Doubles) -> float:
         """The square error of the clamped output, relative to what is wanted."""
         made = self.inputs @ matrix.transpose(0, 2, 1).astype(np.float32)
@@ -88,17 +94,20 @@ def round_layer(
 ) -> tuple[tuple[float, float], train.Unrounded]:
     """Round one layer: its error with the nearest codes and with those it has now.
 
-    Also where its codes stand for a training that goes on from them.
+    Also where its codes stand for a training that goes on from them. A layer too wide to solve for
+    has the nearest codes to begin with, on a grid that minds how large its inputs are.
     """
     old = layer.weight.values(graph)
     given = layer.bias_values(graph)
-    groups, outputs, _ = layer.matrix(old).shape
+    groups, outputs, columns = layer.matrix(old).shape
     bias = np.zeros((groups, outputs)) if given is None else given.reshape(groups, outputs)
-    solved, gram = solve_again(
-        layer.matrix(old), rows.inputs, rows.targets, bias, manner.damping, free=given is not None
-    )
+    solved, gram = layer.matrix(old), None
+    if columns <= WIDEST:
+        solved, gram = solve_again(
+            solved, rows.inputs, rows.targets, bias, manner.damping, free=given is not None
+        )
     weight = (layer.weight_of(solved, old) / layer.factor).astype(np.float32)
-    grid = _grid(layer, weight, gram, manner)
+    grid = _grid(layer, weight, rows.squares() if gram is None else _diagonal(gram), manner)
     scale, zero = (
         layer.matrix(np.broadcast_to(grid.spread(part, old.shape), old.shape))
         for part in (grid.scale, grid.zero)
@@ -106,12 +115,15 @@ def round_layer(
     limits = grid.format.low, grid.format.high
     nearest = layer.matrix(fit_grid(old, grid.format, grid.axis or 0, grid.block).round(old))
     before = rows.error(nearest, bias)
-    start = _swept(solved, gram, scale, zero, limits)
     one = grid.axis == _channels(layer) and not grid.block
-    start, fitted = descend(start, solved, gram, scale, zero, limits, fit_scale=one)
-    if one:
-        grid = replace(grid, scale=grid.scale * _outputs(fitted / scale).astype(np.float32))
-        scale = fitted
+    if gram is None:
+        start = _nearest(solved, scale, zero, limits)
+    else:
+        start = _swept(solved, gram, scale, zero, limits)
+        start, fitted = descend(start, solved, gram, scale, zero, limits, fit_scale=one)
+        if one:
+            grid = replace(grid, scale=grid.scale * _outputs(fitted / scale).astype(np.float32))
+            scale = fitted
     wished = solved / scale + zero
     if given is not None:
         bias = bias + _shift(rows, (start - zero) * scale, bias)
@@ -136,15 +148,18 @@ def _leaning(codes: Doubles, wished: Doubles) -> Doubles:
     return np.asarray(codes + _DOUBT * np.where(wished > codes, 1, -1))
 
 
-def _grid(layer: StoredLayer, weight: Floats, gram: Doubles, manner: Manner) -> Grid:
+def _grid(layer: StoredLayer, weight: Floats, squares: Doubles, manner: Manner) -> Grid:
     """A grid laid out as the old one, that loses least of what the layer gives."""
-    diagonal = gram.diagonal(axis1=1, axis2=2)[:, np.newaxis]
-    spread = np.broadcast_to(diagonal, layer.matrix(weight).shape)
+    spread = np.broadcast_to(squares[:, np.newaxis], layer.matrix(weight).shape)
     importance = np.abs(layer.weight_of(spread, weight))
     old = layer.weight.grid
     axis = _channels(layer) if old.axis is None else old.axis
     floor = 1e-9 * max(float(importance.max()), 1e-30)
     return fit_grid(weight, manner.format, axis, old.block, importance=importance + floor)
+
+
+def _diagonal(gram: Doubles) -> Doubles:
+    return np.asarray(gram.diagonal(axis1=1, axis2=2))
 
 
 def _channels(layer: StoredLayer) -> int:
@@ -160,7 +175,11 @@ def _swept(
         return np.stack(
             [sweep(*part, limits, _SAFE) for part in zip(solved, gram, scale, zero, strict=True)]
         )
-    return np.clip(np.rint(solved / scale + zero), *limits)
+    return _nearest(solved, scale, zero, limits)
+
+
+def _nearest(solved: Doubles, scale: Doubles, zero: Doubles, limits: tuple[int, int]) -> Doubles:
+    return np.asarray(np.clip(np.rint(solved / scale + zero), *limits))
 
 
 def _outputs(matrix: Doubles) -> Doubles:

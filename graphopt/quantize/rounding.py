@@ -16,6 +16,7 @@ from graphopt.quantize.scales import fit_grid
 from graphopt.quantize.storage import Weight
 from graphopt.refit.frontier import Frontier
 from graphopt.refit.layers import Layer, find_layer
+from graphopt.refit.walking import WIDEST
 
 __all__ = ["Rounded", "Rounding", "round_weights"]
 
@@ -23,9 +24,6 @@ Doubles = npt.NDArray[np.float64]
 
 _ROWS = 1 << 16
 """Rows of what a layer reads that its moments are taken of; of more, places are drawn."""
-
-_WIDEST = 12_000
-"""Columns; the moments of a wider layer would not fit in memory."""
 
 _OVERHEAD = 256
 """Bytes that nodes and names of a stored weight take in a file."""
@@ -132,7 +130,7 @@ def _solvable(graph: Graph, weight: Weight) -> Layer | None:
     array = graph.constant(weight.name)
     assert array is not None, "a layer has a constant weight"
     columns = array[0].size if layer.node.op == "Conv" else array.size // len(array.T)
-    return layer if columns <= _WIDEST else None
+    return layer if columns <= WIDEST else None
 
 
 def _by_columns(

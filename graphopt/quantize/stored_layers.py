@@ -25,6 +25,7 @@ __all__ = [
     "find_target",
     "read_grid",
     "step_of",
+    "unfit_layers",
     "write_bias",
 ]
 
@@ -96,25 +97,36 @@ class Target:
 def find_stored_layers(graph: Graph) -> list[StoredLayer]:
     """The layers of the main scope whose weight is stored and read by nobody else, in order."""
     layers = (_layer(graph, node) for node in graph.nodes)
-    return [layer for layer in layers if layer is not None]
+    return [layer for layer in layers if isinstance(layer, StoredLayer)]
 
 
-def _layer(graph: Graph, node: gs.Node) -> StoredLayer | None:
-    if not is_op(node, "Conv", "Gemm", "MatMul") or node.attrs.get("transA", 0):
+def unfit_layers(graph: Graph) -> dict[str, str]:
+    """Why other layers with a stored weight are none of these, by what they give."""
+    found = ((node, _layer(graph, node)) for node in graph.nodes)
+    return {str(node.outputs[0].name): why for node, why in found if isinstance(why, str)}
+
+
+def _layer(graph: Graph, node: gs.Node) -> StoredLayer | str | None:
+    """A layer with stored weights; or why it cannot be given others; None for all other nodes."""
+    if not is_op(node, "Conv", "Gemm", "MatMul"):
         return None
     weight = _stored(graph, node.inputs[1].name)
-    if weight is None:
-        return None
+    if weight is None or isinstance(weight, str):
+        return weight
+    if node.attrs.get("transA", 0):
+        return "it reads its input transposed"
     codes = graph.constant(weight.codes)
     assert codes is not None, "codes are constant"
     if node.op != "Conv" and codes.ndim != 2:
-        return None
+        return f"its weight has {codes.ndim} axes"
     width = len(codes) if node.op == "Conv" or node.attrs.get("transB") else codes.shape[1]
     bias_name = str(node.inputs[2].name) if len(node.inputs) > 2 else ""
     bias = _stored(graph, bias_name) if bias_name else None
+    if isinstance(bias, str):
+        return bias
     given = graph.constant(bias.codes if bias else bias_name) if bias_name else None
     if bias_name and (given is None or given.shape[-1:] != (given.size,) or given.size != width):
-        return None
+        return "its bias is not one constant for each output"
     layer = Layer(
         node, None, str(node.inputs[0].name), str(node.inputs[1].name), bias_name or None,
         str(node.outputs[0].name), int(node.attrs.get("group", 1)), codes.shape[2:],
@@ -122,19 +134,21 @@ def _layer(graph: Graph, node: gs.Node) -> StoredLayer | None:
     return StoredLayer(layer, weight, bias)
 
 
-def _stored(graph: Graph, name: str) -> Stored | None:
-    """The codes and grid behind a tensor that one layer reads."""
+def _stored(graph: Graph, name: str) -> Stored | str | None:
+    """The codes and grid behind a tensor that one layer reads; or what is in the way, if any."""
     reader = graph.producer(name) if name else None
     if reader is None or not is_op(reader, "DequantizeLinear"):
         return None
-    if len(graph.consumers(name)) != 1 or graph.is_output(name):
-        return None
     names = [str(tensor.name) for tensor in reader.inputs]
     codes = graph.constant(names[0])
-    grid = None if codes is None else read_grid(graph, reader, codes)
-    if grid is None or len(graph.consumers(names[0])) != 1:
+    if codes is None:
         return None
-    return Stored(names[0], reader, grid)
+    if any(len(graph.consumers(each)) != 1 for each in (name, names[0])) or graph.is_output(name):
+        return f"{names[0]!r} is read by others too"
+    grid = read_grid(graph, reader, codes)
+    return (
+        f"the scale of {names[0]!r} is computed" if grid is None else Stored(names[0], reader, grid)
+    )
 
 
 def read_grid(graph: Graph, node: gs.Node, codes: Array) -> Grid | None:

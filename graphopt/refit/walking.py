@@ -44,16 +44,6 @@ class Fit:
     needed: int = 0
     """Inputs that the layers left alone for want of rows would need."""
 
-    @property
-    def remark(self) -> str:
-        """What people should know of layers that were left alone, if some were."""
-        if not self.left_alone:
-            return ""
-        name, why = next(iter(self.left_alone.items()))
-        count = len(self.left_alone)
-        others = f"; so are {count - 1} others" if count > 1 else ""
-        return f"{name!r} is left as it was, {why}{others}"
-
 
 @dataclass(frozen=True, eq=False)
 class _Task:

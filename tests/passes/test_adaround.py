@@ -13,7 +13,7 @@ from graphopt.data import Dataset, input_specs
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
-from graphopt.quantize import adaround
+from graphopt.quantize import adaround, layer_rounding
 from graphopt.quantize.grid import BIAS, Grid, symmetric
 from graphopt.quantize.layer_rounding import Manner, Rows, round_layer
 from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, step_of
@@ -273,6 +273,38 @@ def test_rows_are_no_more_than_fit(count: int, monkeypatch: pytest.MonkeyPatch) 
     # A batch of 32 inputs is taken whole where it has one place for each of its 192 rows.
     assert max(held) <= 4 * 128 * 192
     assert len(held) == 3
+
+
+def test_layers_too_wide_to_solve_for_get_the_nearest_codes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = network()
+    narrow, wide = static(original), static(original)
+    AdaRound(steps=0).run(narrow, Context(original=original, calibration=data()))
+    monkeypatch.setattr(layer_rounding, "WIDEST", 50)
+    context = Context(original=original, calibration=data())
+    AdaRound(steps=0).run(wide, context)
+    errors = context.notes["errors"]
+    assert isinstance(errors, dict)
+    assert len(errors) == 4, "72 columns are too many, those of the other layers are not"
+    assert error(narrow, original) < error(wide, original) < 0.05
+
+
+def test_a_weight_that_two_layers_read_is_left_alone_and_said_so() -> None:
+    text = """net (float[N,64] x) => (float[N,64] y) <float[64,64] w> {
+        h = MatMul(x, w)
+        y = MatMul(h, w)
+    }"""
+    original = Graph.load(parse(text))
+    graph = original.clone()
+    QuantizeWeights(bits=8, block=0).run(graph, Context(original=original))
+    inputs = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    context = Context(original=original, calibration=Dataset.from_arrays({"x": inputs}))
+    AdaRound(steps=0).run(graph, context)
+    left = context.notes["left_alone"]
+    assert isinstance(left, dict)
+    assert list(left) == ["h", "y"]
+    assert all("is read by others too" in str(why) for why in left.values())
 
 
 def test_a_block_never_gets_worse() -> None:
