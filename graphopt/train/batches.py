@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from graphopt.errors import RecipeError
-from graphopt.train.augmenting import channel_axis, draw_variants, variants
+from graphopt.train.augmenting import COLUMNS, channel_axis, draw_variants, variants
 from graphopt.train.rows import Rows, ahead, placed
 
 __all__ = ["Batch", "Drawing", "Feed", "Outputs", "Places", "laid_out"]
@@ -30,8 +30,8 @@ class Batch:
     """Inputs in the graph's order; labels if there are any; what a teacher says, if there is one.
 
     With mixup an input is `share` of one image and the rest of another, whose label is in
-    `partners`. `places` are positions in the data set; `mirrored` tells which rows are, if any
-    can be. Both are None for inputs that will not come again.
+    `partners`. `places` are positions in the data set, `variant` which of its variants each row is;
+    both are None for inputs that will not come again.
     """
 
     inputs: tuple[torch.Tensor, ...]
@@ -40,18 +40,19 @@ class Batch:
     partners: torch.Tensor | None = None
     share: float = 1.0
     places: Places | None = None
-    mirrored: npt.NDArray[np.bool_] | None = None
+    variant: Places | None = None
 
 
 @dataclass(frozen=True)
 class _Draw:
-    """Which rows, and how each is varied."""
+    """Which rows, how each is varied, and which of the variants that come again that is."""
 
     places: Places
     drawn: Places
+    variant: Places
 
     def take(self, chosen: slice | Places) -> _Draw:
-        return _Draw(self.places[chosen], self.drawn[chosen])
+        return _Draw(self.places[chosen], self.drawn[chosen], self.variant[chosen])
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Drawing:
     batch: int
     """Rows for each process."""
     augment: tuple[str, ...] = ()
+    variants: int = 0
+    """How many there are of each row; 0: any number."""
     seed: int = 0
     rank: int = 0
     processes: int = 1
@@ -85,17 +88,19 @@ class Feed:
         self.rows, self.trained, self.batch = rows, trained, drawing.batch
         self.channels_last = False
         self._augment, self._seed = drawing.augment, drawing.seed
+        self._variants = drawing.variants if drawing.augment else 0
+        self._drawn: tuple[int, Places] | None = None
         self._mine = slice(drawing.rank * self.batch, (drawing.rank + 1) * self.batch)
         self._whole = self.batch * drawing.processes
         self._image, self._size = _image_input(rows, self._augment)
         self.epoch_steps = max(len(trained) // self._whole, 1)
 
     @property
-    def repeats(self) -> tuple[bool, ...]:
-        """For inputs that come again: mirrored or not, as they come; () if they do not."""
-        if not self._augment:
-            return (False,)
-        return (False, True) if self._augment == ("flip",) else ()
+    def repeats(self) -> int:
+        """In how many variants inputs come again; 0 if they do not."""
+        if self._variants or not self._augment:
+            return self._variants or 1
+        return 2 if self._augment == ("flip",) else 0
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         """The batch of step `start` and of all that follow, without end."""
@@ -104,15 +109,26 @@ class Feed:
             for lot, own, other in read:
                 yield self._made(lot, own, other)
 
-    def in_order(self, places: Places, *, mirrored: bool = False) -> Iterator[Batch]:
-        """Rows as they are, or all mirrored, in full batches but for the last."""
+    def in_order(self, places: Places, variant: int | None = None) -> Iterator[Batch]:
+        """Rows as they are, or all in one of their variants, in full batches but for the last."""
         for begin in range(0, len(places), self.batch):
             some = places[begin : begin + self.batch]
             inputs = self.rows.read(some)
-            if mirrored:
-                drawn = torch.ones(len(some), 1, dtype=torch.int64, device=inputs[0].device)
-                inputs = self._varied(inputs, drawn)
+            if variant is not None:
+                inputs = self._varied(inputs, self._variant(some, variant))
             yield Batch(self._laid_out(inputs), self.rows.labels(some))
+
+    def _variant(self, places: Places, number: int) -> Places:
+        """How rows are varied in one of the variants that come again."""
+        if not self._variants:
+            drawn = np.full((len(places), COLUMNS), -1, np.int64)
+            drawn[:, 0] = number
+            return drawn
+        if self._drawn is None or self._drawn[0] != number:
+            rng = np.random.default_rng([self._seed, 2, number])
+            table = draw_variants(rng, len(self.trained), self._size, self._augment)
+            self._drawn = number, table
+        return self._drawn[1][np.searchsorted(self.trained, places)]
 
     def _lots(self, start: int) -> Iterator[_Lot]:
         order, at, step = self.trained, -1, start
@@ -125,8 +141,13 @@ class Feed:
             step += 1
 
     def _lot(self, places: Places, step: int) -> _Lot:
+        if self._variants:
+            number = step // self.epoch_steps % self._variants
+            drawn = self._variant(places, number)
+            return _Lot(_Draw(places, drawn, np.full(len(places), number)).take(self._mine))
         rng = np.random.default_rng([self._seed, 2, step])
-        draw = _Draw(places, draw_variants(rng, len(places), self._size, self._augment))
+        drawn = draw_variants(rng, len(places), self._size, self._augment)
+        draw = _Draw(places, drawn, np.maximum(drawn[:, 0], 0))
         if "mixup" not in self._augment:
             return _Lot(draw.take(self._mine))
         share, others = float(rng.beta(_BLEND, _BLEND)), rng.permutation(len(places))
@@ -151,22 +172,18 @@ class Feed:
             blended = self._laid_out(blended)
             return replace(batch, inputs=blended, partners=partners, share=lot.share)
         if self.repeats:
-            return replace(batch, places=lot.own.places, mirrored=lot.own.drawn[:, 0] == 1)
+            return replace(batch, places=lot.own.places, variant=lot.own.variant)
         return batch
 
     def _laid_out(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return laid_out(inputs) if self.channels_last else inputs
 
-    def _varied(
-        self, inputs: tuple[torch.Tensor, ...], drawn: Places | torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    def _varied(self, inputs: tuple[torch.Tensor, ...], drawn: Places) -> tuple[torch.Tensor, ...]:
         if not self._augment:
             return inputs
         place = self._image
         image = inputs[place]
-        if not isinstance(drawn, torch.Tensor):
-            drawn = placed(drawn, image.device)
-        image = variants(image, drawn, self._augment)
+        image = variants(image, placed(drawn, image.device), self._augment)
         return (*inputs[:place], image, *inputs[place + 1 :])
 
 

@@ -39,7 +39,7 @@ from graphopt.train.teaching import Teacher
 
 __all__ = ["fit"]
 
-_RECITAL = 0.1
+_RECITAL = 0.2
 """The part of the time that computing a teacher's outputs beforehand may take."""
 
 
@@ -136,6 +136,7 @@ def _drawing(job: Job, order: _Order, rows: Rows, count: int, fabric: Fabric) ->
     return Drawing(
         batch=batch_size(order.dataset, count, job.plan.batch, processes),
         augment=chosen_variants(job.plan.augment, rows, taught=order.taught is not None),
+        variants=job.plan.variants,
         seed=job.resources.seed,
         rank=fabric.global_rank,
         processes=processes,

@@ -34,6 +34,8 @@ class Plan:
     the training, `clip` the largest norm of the gradient (0: any). `weight_decay` leaves out
     norms, biases and all else of one axis. Images are varied as `augment` says, some of flip,
     crop, cutout and mixup; auto shifts them and, where a teacher answers for both, mirrors them.
+    They are varied anew each time, or each in so many `variants` that are drawn once: a teacher's
+    answers to these are computed once, too.
     `precision` and `layout` in memory are timed, and the fastest taken, unless they are given.
 
     A part `holdout` of the rows, at most 1,024, is not trained on: the weights that do best on it
@@ -54,6 +56,7 @@ class Plan:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     layout: Literal["auto", "contiguous", "channels-last"] = "auto"
     augment: tuple[str, ...] = ("auto",)
+    variants: int = 0
     holdout: float = 0.05
     save_seconds: float = 60.0
 
@@ -68,6 +71,10 @@ class Plan:
                 "warmup": (0 <= self.warmup < 1, "at least 0 and below 1"),
                 "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
                 "clip": (0 <= self.clip < math.inf, "at least 0"),
+                "variants": (
+                    self.variants >= 0 and not (self.variants and "mixup" in self.augment),
+                    "at least 0, and 0 with mixup",
+                ),
                 "holdout": (0 <= self.holdout < 1, "at least 0 and below 1"),
                 "save_seconds": (self.save_seconds >= 0, "at least 0"),
                 "augment": (

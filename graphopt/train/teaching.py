@@ -26,7 +26,8 @@ class Teacher:
 
     def __init__(self, module: LoweredModule, fabric: Fabric) -> None:
         self._module, self._fabric = module.requires_grad_(False).eval(), fabric
-        self._kept: list[Outputs] = []
+        self._kept: Outputs = ()
+        """For each output (variants, rows, ...)."""
         self._row = np.empty(0, np.int64)
 
     def teach(self, batch: Batch) -> Batch:
@@ -40,14 +41,14 @@ class Teacher:
 
         They are computed batch by batch in order, so that a resumed training sees the same.
         """
-        if most_epochs < 2 * len(feed.repeats):
+        if not feed.repeats or most_epochs < 2 * feed.repeats:
             return False
         places, began = feed.trained, time.perf_counter()
         kept: list[Outputs] = []
-        batches = len(feed.repeats) * math.ceil(len(places) / feed.batch)
-        for mirrored in feed.repeats:
+        batches = feed.repeats * math.ceil(len(places) / feed.batch)
+        for variant in range(feed.repeats):
             answers: list[Outputs] = []
-            for batch in feed.in_order(places, mirrored=mirrored):
+            for batch in feed.in_order(places, variant):
                 outputs = self._computed(batch)
                 answers.append(outputs)
                 if not kept and len(answers) == 1:
@@ -59,10 +60,10 @@ class Teacher:
             kept.append(tuple(torch.cat(parts) for parts in zip(*answers, strict=True)))
         if any(len(tensor) != len(places) for outputs in kept for tensor in outputs):
             return False
-        self._kept = kept
+        self._kept = tuple(torch.stack(parts) for parts in zip(*kept, strict=True))
         self._row = np.zeros(int(places.max()) + 1, np.int64)
         self._row[places] = np.arange(len(places))
-        return bool(kept)
+        return True
 
     def _computed(self, batch: Batch) -> Outputs:
         with torch.no_grad(), self._fabric.autocast():
@@ -70,15 +71,7 @@ class Teacher:
 
     def _recalled(self, batch: Batch) -> Outputs:
         assert batch.places is not None, "only inputs that come again are recalled"
+        assert batch.variant is not None, "the feed says which variants they are"
         device = batch.inputs[0].device
-        index = placed(self._row[batch.places], device)
-        plain = tuple(tensor.index_select(0, index) for tensor in self._kept[0])
-        if len(self._kept) == 1:
-            return plain
-        assert batch.mirrored is not None, "the feed says which rows are mirrored"
-        turned = placed(batch.mirrored, device)
-        mirrored = (tensor.index_select(0, index) for tensor in self._kept[1])
-        return tuple(
-            torch.where(turned.reshape(-1, *[1] * (a.dim() - 1)), b, a)
-            for a, b in zip(plain, mirrored, strict=True)
-        )
+        row, variant = (placed(p, device) for p in (self._row[batch.places], batch.variant))
+        return tuple(tensor[variant, row] for tensor in self._kept)

@@ -12,6 +12,7 @@ from graphopt.data import Dataset
 from graphopt.errors import ModelError
 from graphopt.ir import Graph
 from graphopt.train import Batch, Lesson, distill
+from graphopt.train.batches import Outputs
 from graphopt.train.distilling import (
     Distillation,
     Head,
@@ -20,6 +21,7 @@ from graphopt.train.distilling import (
     hint_tensors,
     map_tensors,
 )
+from graphopt.train.teaching import Teacher
 from tests.asserting import parse, run_model
 from tests.train.networks import ALONE, QUICK, disturbed, images, perceptron, small, vectors
 
@@ -143,17 +145,30 @@ def test_hints_that_nobody_can_give_are_refused() -> None:
             distill(disturbed(graph), graph, vectors(), QUICK, lesson, resources=ALONE)
 
 
-@pytest.mark.parametrize("augment", [(), ("flip",)])
+@pytest.mark.parametrize(
+    ("augment", "variants"),
+    [((), 0), ((), 2), (("flip",), 0), (("flip",), 2), (("crop", "flip"), 2)],
+)
 def test_kept_answers_are_the_teacher_s(
-    augment: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    augment: tuple[str, ...], variants: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
+    asked = []
+    compute = Teacher._computed
+
+    def counted(self: Teacher, batch: Batch) -> Outputs:
+        asked[-1] += len(batch.inputs[0])
+        return compute(self, batch)
+
+    monkeypatch.setattr(Teacher, "_computed", counted)
     for share in (0.1, 0.0):
         monkeypatch.setattr("graphopt.train.teaching._SHARE", share)
         graph = disturbed(small())
-        plan = replace(QUICK, augment=augment)
+        plan = replace(QUICK, epochs=8, augment=augment, variants=variants)
+        asked.append(0)
         distill(graph, small(), images(), plan, resources=ALONE)
         made.append(graph.constants()["w1"].astype(np.float64))
+    assert asked[0] < asked[1] / 2, "each variant is answered once"
     np.testing.assert_allclose(made[0], made[1], atol=1e-6)
 
 

@@ -58,7 +58,7 @@ def test_ten_epochs_unless_asked(epochs: float | None, minutes: float | None, bo
         {"epochs": 0.0}, {"minutes": -1.0}, {"epochs": np.nan}, {"batch": 0}, {"rate": 0.0},
         {"rate": np.inf}, {"momentum": 1.0}, {"warmup": 1.0}, {"weight_decay": -1e-4},
         {"clip": -1.0}, {"holdout": 1.0}, {"augment": ("rotate",)}, {"augment": ("auto", "flip")},
-        {"save_seconds": -1.0},
+        {"save_seconds": -1.0}, {"variants": -1},
     ],
     ids=str,
 )  # fmt: skip
