@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from graphopt.lens.narrow import NarrowNorm, is_narrow
 from graphopt.lens.site import Emitted, Row, Site
 
 __all__ = ["ROWS", "BatchNorm", "MaskedDropout"]
@@ -19,6 +20,17 @@ class BatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: torch.Tensor) -> None:  # noqa: A002 (torch's name)
         """Any rank will do."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        if not (self.training and is_narrow(input)):
+            return super().forward(input)
+        out, mean, variance = NarrowNorm.apply(input, self.weight, self.bias, self.eps)
+        count = input.numel() // input.shape[1]
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        return out
 
 
 def _batch_norm_module(site: Site) -> BatchNorm | None:
