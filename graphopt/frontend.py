@@ -16,7 +16,7 @@ from torch import nn
 
 from graphopt.data import load_function, user_code
 from graphopt.errors import DataError, ModelError
-from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.ir import Array, Edit, Graph, NewNode, rename_values
 from graphopt.runtime import Session
 
 __all__ = ["load_model", "trace"]
@@ -116,6 +116,8 @@ def _export(
     output_names: Sequence[str] | None,
 ) -> onnx.ModelProto:
     with _quiet():
+        # Under names that nothing inside has: the exporter itself does not make room for others.
+        asked = (_unlike("input", input_names), _unlike("output", output_names))
         try:
             program = torch.onnx.export(
                 module,
@@ -123,8 +125,8 @@ def _export(
                 dynamo=True,
                 optimize=False,
                 verbose=False,
-                input_names=input_names,
-                output_names=output_names,
+                input_names=list(asked[0]),
+                output_names=list(asked[1]),
                 dynamic_shapes=_shapes(inputs, dynamic, input_names),
             )
         except torch.onnx.OnnxExporterError as error:
@@ -133,7 +135,13 @@ def _export(
             ) from error
     assert program is not None, "the exporter returns a program when it writes no file"
     model: onnx.ModelProto = program.model_proto
+    rename_values(model.graph, {**asked[0], **asked[1]})
     return model
+
+
+def _unlike(kind: str, names: Sequence[str] | None) -> dict[str, str]:
+    """The names asked for, by others that no tensor of an exporter's has."""
+    return {f"graphopt_{kind}_{place}": name for place, name in enumerate(names or ())}
 
 
 def _shapes(

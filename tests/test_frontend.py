@@ -148,6 +148,24 @@ def test_names_and_sizes_as_asked() -> None:
         trace(module, x, dynamic={"other": {0: "rows"}})
 
 
+def test_names_that_the_exporter_uses_inside() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.last = nn.Embedding(10, 4), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            found = self.table(x)
+            return self.last(found).relu(), found + 1
+
+    module, x = Words(), torch.tensor([[1, 2], [3, 4]])
+    graph = trace(module, x, input_names=["linear"], output_names=["embedding", "y"])
+    assert graph.inputs == ("linear",)
+    assert graph.outputs == ("embedding", "y")
+    assert graph.shape("y") == ("batch", 2, 4)
+    assert {"table.weight", "last.weight"} <= graph.constants().keys()
+
+
 FACTORY = """
 import torch
 

@@ -9,6 +9,7 @@ from graphopt.ir.normalise import fold_integers, integer_values, is_uniform
 from graphopt.ir.reading import Array
 from graphopt.ir.scopes import bodies
 from graphopt.ir.shapes import Dims, TensorInfo
+from graphopt.ir.structure import rename_values
 from graphopt.ir.values import Known, as_integers, known_array
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "is_uniform",
     "known_array",
     "part",
+    "rename_values",
 ]

@@ -13,7 +13,7 @@ import onnx
 
 from graphopt.errors import ModelError
 
-__all__ = ["check_nodes", "count_nodes", "straighten", "subgraphs"]
+__all__ = ["check_nodes", "count_nodes", "rename_values", "straighten", "subgraphs"]
 
 _Attr = onnx.AttributeProto
 _LOST_ATTRIBUTES = {
@@ -154,6 +154,14 @@ def _all_definitions(graph: onnx.GraphProto) -> Iterator[str]:
     for node in graph.node:
         for body in subgraphs(node):
             yield from _all_definitions(body)
+
+
+def rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give values other names; what has one of these names already gets one of its own."""
+    taken = set(_all_definitions(graph))
+    clashes = taken & set(names.values()) - names.keys()
+    taken.update(names.values())
+    _rename(graph, {**names, **{name: _unused(name, taken) for name in sorted(clashes)}})
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
