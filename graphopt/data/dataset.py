@@ -108,10 +108,10 @@ class Dataset:
         return (self.source.read(self.indices[row]) for row in rows)
 
     def take(self, n: int) -> Dataset:
-        """The first n rows, or all where there are fewer."""
+        """The first n rows, at least one batch of a model that fixes it; all if there are fewer."""
         if n < 1:
             raise DataError(f"data: at least 1 row must be taken of {self.spec}, got {n}")
-        return replace(self, indices=self.indices[:n])
+        return replace(self, indices=self.indices[: max(n, self.fixed_batch or 1)])
 
     def select(self, indices: ArrayLike) -> Dataset:
         """The rows at these positions, in this order."""

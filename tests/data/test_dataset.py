@@ -50,6 +50,8 @@ def test_parts_keep_labels_beside_rows() -> None:
     assert part.labels.tolist() == [7, 2]
     assert part.labels.dtype == np.int64
     assert len(numbered().take(99)) == 10
+    assert len(fixed(numbered(), 4).take(1)) == 4, "fewer would fill no batch"
+    assert len(fixed(numbered(), 4).take(6)) == 6
 
 
 def test_split_is_disjoint_complete_and_seeded() -> None:
