@@ -8,7 +8,7 @@ from __future__ import annotations
 from graphopt.data.dataset import Dataset, Source
 from graphopt.data.inputs import InputSpec, input_specs
 from graphopt.data.spec import held_out, open  # noqa: A004
-from graphopt.data.userfile import is_function_name, load_function, user_code
+from graphopt.data.userfile import is_function_name, load_function, source_digest, user_code
 
 __all__ = [
     "Dataset",
@@ -19,5 +19,6 @@ __all__ = [
     "is_function_name",
     "load_function",
     "open",
+    "source_digest",
     "user_code",
 ]

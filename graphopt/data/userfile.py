@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import sys
 import traceback
@@ -13,7 +14,7 @@ from pathlib import Path
 from graphopt.data.wording import did_you_mean, reason
 from graphopt.errors import DataError, GraphoptError
 
-__all__ = ["is_function_name", "load_function", "user_code"]
+__all__ = ["is_function_name", "load_function", "source_digest", "user_code"]
 
 _NAME = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)", re.DOTALL)
 
@@ -21,6 +22,14 @@ _NAME = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)", re.DOTALL)
 def is_function_name(text: str) -> bool:
     """Whether a text reads as file.py:function."""
     return _NAME.fullmatch(text) is not None
+
+
+def source_digest(text: str) -> str:
+    """A digest of the file that file.py:function names, and the text; "" for other texts."""
+    match = _NAME.fullmatch(text)
+    if match is None:
+        return ""
+    return f"{text} {hashlib.sha256(Path(match['file']).read_bytes()).hexdigest()}"
 
 
 def load_function(text: str, who: str) -> Callable[..., object]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from graphopt.data import Dataset
+from graphopt.data import Dataset, source_digest
 from graphopt.errors import DataError
 from graphopt.ir import Graph
 from graphopt.metrics import Metric, Reference, choose
@@ -35,6 +35,7 @@ class Judge:
     def __init__(self, original: Graph, dataset: Dataset, metric: str | None, threads: int) -> None:
         self._threads = threads
         self._dataset = dataset
+        self._source = source_digest(metric or "")
         self._session = Session.open(original, threads=threads)
         first = next(iter(dataset.batches(2)))
         for name, array in first.items():
@@ -49,6 +50,11 @@ class Judge:
         )
         self._reference = Reference(self._session.run, dataset)
         self.baseline = self._metric.evaluate(self._session.run, dataset, self._reference)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this measure from others."""
+        return f"{self.name} {self._source} {self._dataset.fingerprint()}"
 
     @property
     def name(self) -> str:

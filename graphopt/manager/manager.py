@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from graphopt.data import Dataset, input_specs, load_function
+from graphopt.data import Dataset, input_specs, load_function, source_digest
 from graphopt.errors import DataError, RecipeError
 from graphopt.ir import Graph
 from graphopt.manager.gate import Gate
@@ -166,9 +166,7 @@ class PassManager:
         workspace = runner.workspace
         if workspace is None or request.workdir is None:
             return self._checked(runner, row, outcome, request)
-        facts = (metadata.version("graphopt"), str(request.seed), str(request.max_drop),
-                 runner.calibration.fingerprint() if runner.calibration else "")  # fmt: skip
-        key = stage_key(outcome.graph, row, *facts)
+        key = stage_key(outcome.graph, row, *_facts(runner, row, request))
         known = workspace.load(key)
         if known is not None:
             _LOG.info("taken from the work directory: %s", key)
@@ -202,6 +200,9 @@ class PassManager:
         ]
         unmet.extend(_short_of(outcome.records))
         value = None if judge is None else judge.evaluate(outcome.graph)
+        drop = judge.drop(value) if judge and value is not None else None
+        if drop is not None and request.max_drop is not None and drop > request.max_drop:
+            unmet.append(f"max drop {request.max_drop:g}: the result lost {drop:.4g}")
         baseline = Measured(before, metric=judge.baseline if judge else None)
         result = Measured(size_of(outcome.graph), metric=value)
         timing = None
@@ -217,10 +218,21 @@ class PassManager:
         report = Report(
             metadata.version("graphopt"), request.seed, baseline, result, outcome.records,
             metric=judge.name if judge else None, max_drop=request.max_drop,
-            drop=judge.drop(value) if judge and value is not None else None,
-            bench=timing, gate=gate.unavailable or "checked in ONNX Runtime", unmet=tuple(unmet),
+            drop=drop, bench=timing, gate=gate.unavailable or "checked in ONNX Runtime",
+            unmet=tuple(unmet),
         )  # fmt: skip
         return Result(outcome.graph, report)
+
+
+def _facts(runner: Runner, row: tuple[Stage, ...], request: Request) -> Iterator[str]:
+    """All that the result of a row depends on beside the graph and the passes."""
+    yield metadata.version("graphopt")
+    yield str(request.seed)
+    yield str(request.max_drop)
+    yield runner.calibration.fingerprint() if runner.calibration else ""
+    yield runner.judge.fingerprint if runner.judge else ""
+    for step in (step for stage in row for step in stage.passes):
+        yield from map(source_digest, step.functions().values())
 
 
 def _workspace(request: Request) -> Workspace:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from graphopt.data import is_function_name, load_function, user_code
+from graphopt.data import is_function_name, load_function, source_digest, user_code
 from graphopt.errors import DataError, RecipeError
 from graphopt.train.batches import Batch, Outputs
 
@@ -65,6 +65,8 @@ class OfUser:
 
     text: str
     function: Callable[..., object] = field(repr=False)
+    source: str = ""
+    """A digest of the file, so that a checkpoint of another one is not gone on from."""
 
     def __call__(self, outputs: Outputs, batch: Batch) -> torch.Tensor:
         with user_code(self.text, "loss"):
@@ -87,7 +89,7 @@ def objective_of(loss: str, smoothing: float = 0.0) -> Objective:
     if loss == "mse":
         return SquaredError()
     if is_function_name(loss):
-        return OfUser(loss, load_function(loss, "loss"))
+        return OfUser(loss, load_function(loss, "loss"), source_digest(loss))
     raise RecipeError(
         f"loss: {loss!r} is neither cross-entropy nor mse nor file.py:function; name one of them"
     )

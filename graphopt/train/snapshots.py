@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from types import FunctionType
 
 import torch
 from torch import nn
@@ -101,5 +102,7 @@ def identity(
 
 def _told(part: object) -> str:
     """A text for a seed, an objective or a hook that is the same in every process."""
-    plain = is_dataclass(part) or isinstance(part, int)
-    return repr(part) if plain else f"{type(part).__module__}.{type(part).__name__}"
+    if is_dataclass(part) or isinstance(part, int):
+        return repr(part)
+    named = part if isinstance(part, FunctionType) else type(part)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -14,6 +14,7 @@ from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.manager import PassFailure, PassManager, Result
 from graphopt.passbase import Context, Pass, Promise
+from passes.finetune import Finetune
 from tests.asserting import assert_same_outputs, operators, parse
 from tests.samples import Break, Crash, Damage, DropIdentity, GiveUp, Greedy, Scale, convnet
 
@@ -182,6 +183,40 @@ def test_finished_stages_are_taken_from_the_work_directory(tmp_path: Path) -> No
     assert again.graph.content_hash() == first.graph.content_hash()
     changed = _run(DropIdentity(), Scale(factor=0.25), data=_images(), workdir=tmp_path)
     assert [record.cached for record in changed.report.passes] == [True, False]
+
+
+def test_results_judged_by_another_measure_are_made_again(tmp_path: Path) -> None:
+    """Else a loss that one metric allows would pass for one that another allows."""
+    mine = tmp_path / "mine.py"
+    mine.write_text("def same(outputs, labels):\n    return 1.0\n")
+    metric = f"{mine}:same"
+
+    def run(data: Dataset, **options: object) -> Result:
+        options = {"max_drop": 0.5, "workdir": tmp_path / "work", **options}
+        return _run(Scale(factor=0.25), data=data, **options)
+
+    def cached(result: Result) -> bool:
+        return result.report.passes[0].cached
+
+    assert not cached(run(_images(), metric=metric))
+    assert cached(run(_images(), metric=metric))
+    assert not cached(run(_images(), metric="sqnr"))
+    assert not cached(run(_images(), metric=metric, eval_data=_images(32)))
+    mine.write_text("def same(outputs, labels):\n    return 2.0\n")
+    assert not cached(run(_images(), metric=metric))
+
+
+def test_functions_of_the_users_are_known_by_what_is_in_their_files(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    rows = Dataset.from_arrays({"x": next(_images().batches(64))["x"]}, np.zeros(64, np.int64))
+    step = Finetune(epochs=0.1, loss=f"{mine}:loss", precision="float32", layout="contiguous")
+    found = []
+    for factor in (1, 1, 2):
+        body = f"return {factor} * outputs[0].square().mean()"
+        mine.write_text(f"def loss(outputs, labels):\n    {body}\n")
+        result = _run(step, data=rows, workdir=tmp_path / "work")
+        found.append(result.report.passes[0].cached)
+    assert found == [False, True, False]
 
 
 def test_damaged_work_directory_is_no_obstacle(tmp_path: Path) -> None:
