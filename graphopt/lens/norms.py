@@ -22,6 +22,11 @@ class BatchNorm(_BatchNorm):
         """Any rank will do."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        if self.training and input.numel() == input.shape[1]:
+            # One value for each channel has no spread: a batch of one behind a global pool.
+            return functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
         if not (self.training and is_narrow(input)):
             return super().forward(input)
         out, mean, variance = NarrowNorm.apply(input, self.weight, self.bias, self.eps)

@@ -63,3 +63,16 @@ def test_channels_that_do_not_lie_last_are_left_to_torch() -> None:
     assert not is_narrow(torch.randn(2, 7, 8, 8))
     assert not is_narrow(torch.randn(2, 7, 8))
     assert not is_narrow(torch.randn(2, 7, 8, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (1, 7, 1, 1)])
+def test_one_value_for_each_channel_is_normalised_by_running_statistics(
+    shape: tuple[int, ...],
+) -> None:
+    ours, torchs = pair(7)
+    x = torch.randn(shape)
+    before = [tensor.clone() for tensor in ours.buffers()]
+    out = ours(x)
+    torch.testing.assert_close(out, torchs.eval()(x.reshape(1, 7, 1, 1)).reshape(shape))
+    for tensor, old in zip(ours.buffers(), before, strict=True):
+        assert torch.equal(tensor, old)
