@@ -14,6 +14,7 @@ from torch.nn import functional
 from graphopt.data import Dataset
 from graphopt.errors import ModelError
 from graphopt.ir import Graph
+from graphopt.rewrite.matching import is_op
 from graphopt.train.batches import Batch, Outputs
 from graphopt.train.engine import fit
 from graphopt.train.history import History
@@ -40,6 +41,13 @@ _SAMPLE = 16
 """Rows whose outputs show what kinds they are of, and how far they spread."""
 
 
+_LEAST_SHARE = 1e-8
+"""Probabilities below are taken for this."""
+
+_BOUNDED = ("Sigmoid", "HardSigmoid", "Tanh", "Clip", "Relu")
+"""Operators behind which stand values, one by one, and no scores of classes."""
+
+
 @dataclass(frozen=True)
 class Head:
     """How one tensor of the student is compared with the teacher's, and how much that counts."""
@@ -50,6 +58,8 @@ class Head:
     """The variance that squared errors are divided by."""
     kept: tuple[tuple[int, tuple[int, ...]], ...] = ()
     """Axes of which the student has only a part, and which indices of the teacher's that is."""
+    shares: bool = False
+    """Whether scores come as probabilities, whose logarithms are compared."""
 
     def aim(self, taught: torch.Tensor) -> torch.Tensor:
         """The part of the teacher's tensor that the student still has."""
@@ -75,6 +85,8 @@ class Distillation:
 
     def _distance(self, head: Head, output: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
         if head.kind == "kl":
+            if head.shares:
+                output, aim = (each.clamp_min(_LEAST_SHARE).log() for each in (output, aim))
             return divergence(output, aim, self.temperature)
         if head.kind == "attention":
             apart = attention_map(output) - attention_map(aim)
@@ -112,9 +124,10 @@ def distill(
 ) -> History:
     """Train a graph in place to give what `teacher` gives; see `fit` for what is raised.
 
-    Both have the same inputs and outputs. A softmax at their end is left out while they train.
-    `kept` tells of tensors of the graph which part of the teacher's they are, so that they can be
-    hints. Raises ModelError if there are no such tensors although hints were asked for.
+    Both have the same inputs and outputs. A softmax at the end of both is left out while they
+    train; where only one has it there, the logarithms of probabilities are compared. `kept` tells
+    of tensors of the graph which part of the teacher's they are, so that they can be hints. Raises
+    ModelError if there are no such tensors although hints were asked for.
     """
     lesson = lesson or Lesson()
     topics = _topics(graph, teacher, lesson, kept or {})
@@ -137,20 +150,27 @@ class _Topics:
 
     lesson: Lesson
     outputs: list[str]
+    bare: frozenset[str]
+    """Outputs that are taken before their softmax."""
+    values: frozenset[str]
+    """Outputs that are values whatever their shape."""
     hints: list[str]
     maps: list[str]
     kept: Kept
 
     def shown(self, graph: Graph) -> Graph:
         """A view of a graph that returns them all."""
-        outputs = (before_softmax(graph, name) for name in self.outputs)
+        outputs = (
+            before_softmax(graph, name) if name in self.bare else name for name in self.outputs
+        )
         return graph.with_outputs([*outputs, *self.hints, *self.maps])
 
     def heads(self, made: Outputs, aims: Outputs) -> tuple[Head, ...]:
         """How each is compared, by what both networks gave for some rows."""
         found = []
         for name, output, aim in zip(self.outputs, made, aims, strict=False):
-            found.append(_head(name, output, aim, self.lesson))
+            loss = "mse" if name in self.values else self.lesson.loss
+            found.append(_head(name, output, aim, loss))
         for name, aim in zip(self.hints, aims[len(self.outputs) :], strict=False):
             left = self.kept.get(name, {}).items()
             part = Head("mse", kept=tuple((axis, tuple(map(int, each))) for axis, each in left))
@@ -173,7 +193,16 @@ def _topics(graph: Graph, teacher: Graph, lesson: Lesson, kept: Kept) -> _Topics
                 f"distill: {name} needs {'maps' if found is maps else 'tensors'} inside that both "
                 f"networks have under one name, and there are none; train with {name}=0"
             )
-    return _Topics(lesson, _taught_outputs(graph, teacher), hints, maps, kept)
+    outputs = _taught_outputs(graph, teacher)
+    pair = graph, teacher
+    bare = [name for name in outputs if all(before_softmax(g, name) != name for g in pair)]
+    values = [name for name in outputs if _is_bounded(teacher, name)]
+    return _Topics(lesson, outputs, frozenset(bare), frozenset(values), hints, maps, kept)
+
+
+def _is_bounded(graph: Graph, name: str) -> bool:
+    maker = graph.producer(name)
+    return maker is not None and is_op(maker, *_BOUNDED)
 
 
 def _taught_outputs(graph: Graph, teacher: Graph) -> list[str]:
@@ -191,7 +220,7 @@ def _taught_outputs(graph: Graph, teacher: Graph) -> list[str]:
     return names
 
 
-def _head(name: str, made: torch.Tensor, aim: torch.Tensor, lesson: Lesson) -> Head:
+def _head(name: str, made: torch.Tensor, aim: torch.Tensor, loss: str) -> Head:
     if made.shape != aim.shape:
         raise ModelError(
             f"distill: output {name!r} has shape {tuple(made.shape)}, the teacher's "
@@ -199,9 +228,15 @@ def _head(name: str, made: torch.Tensor, aim: torch.Tensor, lesson: Lesson) -> H
         )
     if not made.is_floating_point():
         return Head("none")
-    if is_scores(made) and lesson.loss != "mse":
-        return Head("kl")
+    if is_scores(made) and loss != "mse":
+        return Head("kl", shares=_are_shares(aim))
     return Head("mse", spread=_spread(aim))
+
+
+def _are_shares(aim: torch.Tensor) -> bool:
+    """Whether each row is a distribution over classes."""
+    sums = aim.double().flatten(1).sum(1)
+    return bool((aim >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
 
 
 def _spread(aim: torch.Tensor) -> float:

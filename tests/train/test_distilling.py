@@ -85,6 +85,40 @@ def test_a_softmax_at_the_end_makes_no_difference() -> None:
     assert np.asarray(rows).sum(1) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("ends", [("p", "q"), ("q", "p")])
+def test_a_softmax_that_only_one_of_them_ends_with(ends: tuple[str, str]) -> None:
+    """Behind it may stand what one of both lacks: equal networks are equal all the same."""
+    text = """soft (float[N,6] x) => (float[N,4] p) <float[6,4] w> {{
+        y = MatMul(x, w)
+        {} = Softmax<axis=1>(y)
+        {}
+    }}"""
+    bodies = {"p": text.format("p", ""), "q": text.format("q", "p = Identity(q)")}
+    student, teacher = (Graph.load(parse(bodies[end])) for end in ends)
+    teacher.set_constant("w", 5 * student.constants()["w"].astype(np.float32))
+    student.set_constant("w", teacher.constants()["w"])
+    history = distill(student, teacher, vectors(), QUICK, resources=ALONE)
+    assert history.curve[0].held_out == pytest.approx(0, abs=1e-5)
+    off, plan = disturbed(student), replace(QUICK, epochs=12)
+    history = distill(off, teacher, vectors(), plan, resources=ALONE)
+    first, last = history.curve[0].held_out, history.curve[-1].held_out
+    assert first is not None
+    assert last is not None
+    assert first > 0.01
+    assert last < first / 2
+
+
+def test_bounded_outputs_are_values() -> None:
+    """Labels that do not exclude each other are no distribution over classes."""
+    text = "m (float[N,6] x) => (float[N,4] y) <float[6,4] w> { a = MatMul(x, w) y = Sigmoid(a) }"
+    teacher = Graph.load(parse(text))
+    graph = disturbed(teacher)
+    found = distill(graph, teacher, vectors(), QUICK, resources=ALONE)
+    x = disturbed(teacher)
+    wanted = distill(x, teacher, vectors(), QUICK, Lesson(loss="mse"), resources=ALONE)
+    assert found.curve == wanted.curve
+
+
 def test_values_are_compared_by_their_spread() -> None:
     """Regression outputs: a teacher a hundred times as large teaches at the same rate."""
     losses = []
