@@ -9,6 +9,7 @@ import os
 import torch
 import torch.distributed
 from lightning_fabric import Fabric
+from torch import nn
 
 from graphopt.errors import RecipeError
 
@@ -16,7 +17,7 @@ from graphopt.errors import RecipeError
 for _part in ("distributed", "rank_zero"):
     logging.getLogger(f"lightning_fabric.utilities.{_part}").setLevel(logging.WARNING)
 
-__all__ = ["find_device", "launch"]
+__all__ = ["check_alike", "equalise", "find_device", "launch"]
 
 
 def find_device(wanted: str) -> str:
@@ -46,6 +47,27 @@ def launch(device: str, precision: str) -> Fabric:
             precision=precision,
         )
     )
+
+
+def check_alike(fabric: Fabric, module: nn.Module) -> None:
+    """Raise RecipeError unless all processes have a network of the same sizes."""
+    if fabric.world_size == 1:
+        return
+    sizes = [(name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()]
+    found: list[object] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(found, sizes)
+    if any(other != sizes for other in found):
+        raise RecipeError(
+            "train: the processes have networks of different sizes, for each went by its own "
+            "clock; give `align` a number, and pays=false, in the passes before"
+        )
+
+
+def equalise(fabric: Fabric, module: nn.Module) -> None:
+    """Give the network of every process what the first one's has: statistics of batches differ."""
+    if fabric.world_size > 1:
+        for tensor in module.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)
 
 
 def _launched(fabric: Fabric) -> Fabric:

@@ -18,7 +18,7 @@ from graphopt.lens import LoweredModule, limited_threads, lower, write_back
 from graphopt.train.batches import Drawing, Feed
 from graphopt.train.constraining import keepers
 from graphopt.train.course import Course, Job, Setup
-from graphopt.train.devices import find_device, launch
+from graphopt.train.devices import check_alike, find_device, launch
 from graphopt.train.formats import Format, arrange, candidates
 from graphopt.train.history import History
 from graphopt.train.hooks import Hook, Training, trained_weights
@@ -82,11 +82,14 @@ def fit(
         for hook in hooks:
             hook.start(Training(module))
         job = Job(module, objective, plan, resources, tuple(hooks), checkpoint)
-        saved = checkpoint.load() if checkpoint else None
+        fabric = launch(device, _precision(module))
+        check_alike(fabric, module)
+        saved = checkpoint.load() if checkpoint and fabric.global_rank == 0 else None
+        saved = saved if fabric.world_size == 1 else fabric.broadcast(saved)
         history = History(device=device)
         fixed = None if saved is None else Format(*saved.layout)
         order = _Order(graph, dataset, taught, device, began)
-        setup = _set_up(job, order, history, fixed)
+        setup = _set_up(fabric, job, order, history, fixed)
         with warnings.catch_warnings():
             # A kernel of one place has two layouts that are the same; only their names differ.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
@@ -106,10 +109,11 @@ class _Order:
     began: float
 
 
-def _set_up(job: Job, order: _Order, history: History, fixed: Format | None) -> Setup:
+def _set_up(
+    fabric: Fabric, job: Job, order: _Order, history: History, fixed: Format | None
+) -> Setup:
     """Read the rows, choose how to compute (unless that is `fixed`), place the networks."""
     module, plan = job.module, job.plan
-    fabric = launch(order.device, _precision(module))
     module.to(fabric.device)
     trained, held = part_rows(order.dataset, plan, job.resources.seed)
     rows = Rows(order.dataset, order.graph, fabric.device)
