@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from torch import nn, optim
 
 from graphopt.lens import LoweredModule
 from graphopt.train.batches import Batch, Feed, Outputs, Places
+from graphopt.train.devices import equalise
 from graphopt.train.formats import Format, as_outputs, widened
 from graphopt.train.history import History, Point
 from graphopt.train.hooks import Hook, Training
@@ -22,6 +23,7 @@ from graphopt.train.objectives import Objective
 from graphopt.train.optimizing import set_rate
 from graphopt.train.pace import Pace
 from graphopt.train.plan import Plan, Resources
+from graphopt.train.rows import free_bytes
 from graphopt.train.snapshots import Best, Checkpoint, Saved, copied
 from graphopt.train.teaching import Teacher
 
@@ -29,6 +31,8 @@ __all__ = ["Course", "Job", "Setup"]
 
 _LOOKS = 10
 """How often the held-out rows are looked at, the start not counted."""
+_SHARE = 0.1
+"""The part of the free memory that held-out rows may take between looks."""
 _STRIDE = 16
 """Steps between looks at the losses, where looking makes a device or other processes wait."""
 
@@ -71,7 +75,7 @@ class Course:
         self._losses: list[torch.Tensor] = []
         self._mean: list[float] = []
         self._best = Best(copied(self._job.module))
-        self._exam: list[Batch] = []
+        self._exam: list[Batch] | None = None
         self._saved = time.perf_counter()
         alone = setup.fabric.world_size == 1 and setup.fabric.device.type == "cpu"
         self._stride = 1 if alone else _STRIDE
@@ -79,7 +83,6 @@ class Course:
     def run(self, saved: Saved | None) -> History:
         """Train from the start, or from a checkpoint, to the end."""
         setup, pace = self._setup, self._pace
-        self._exam = self._examination()
         if saved is None:
             began = time.perf_counter()
             self._look(0.0)
@@ -187,25 +190,36 @@ class Course:
 
     # ---- the held-out rows -----------------------------------------------------------------
 
-    def _examination(self) -> list[Batch]:
-        """This process's part of the held-out rows, with what the teacher says of them."""
-        setup = self._setup
+    def _examination(self) -> Iterator[Batch]:
+        """This process's part of the held-out rows, with what the teacher says of them.
+
+        They are kept for the next time if they take little of the memory.
+        """
+        if self._exam is not None:
+            yield from self._exam
+            return
+        setup, kept, size = self._setup, list[Batch](), 0
+        room = _SHARE * free_bytes(setup.fabric.device)
         parts = range(0, len(setup.held), setup.feed.batch)
-        mine = parts[setup.fabric.global_rank :: setup.fabric.world_size]
-        chosen = [setup.held[start : start + setup.feed.batch] for start in mine]
-        batches = [batch for places in chosen for batch in setup.feed.in_order(places)]
-        return [setup.teacher.teach(batch) for batch in batches] if setup.teacher else batches
+        for start in parts[setup.fabric.global_rank :: setup.fabric.world_size]:
+            for batch in setup.feed.in_order(setup.held[start : start + setup.feed.batch]):
+                batch = setup.teacher.teach(batch) if setup.teacher else batch
+                size += sum(tensor.nbytes for tensor in (*batch.inputs, *batch.taught))
+                if size <= room:
+                    kept.append(batch)
+                yield batch
+        self._exam = kept if size <= room else None
 
     def _look(self, done: float) -> None:
         """Note the losses; keep the weights if they are the best so far."""
         loss = sum(self._mean) / len(self._mean) if self._mean else None
         self._mean = []
-        held = self._mean_loss(self._exam) if len(self._setup.held) else None
+        held = self._mean_loss(self._examination()) if len(self._setup.held) else None
         self._history.curve.append(Point(self._step, done, loss, held))
         if held is not None:
             self._best.offer(self._job.module, held, self._step)
 
-    def _mean_loss(self, batches: Sequence[Batch]) -> float:
+    def _mean_loss(self, batches: Iterable[Batch]) -> float:
         """The mean of the objective over the rows of every process's batches, in eval() mode."""
         setup = self._setup
         self._job.module.eval()
@@ -266,6 +280,7 @@ class Course:
         if history.stopped is not None or len(setup.held):
             self._job.module.load_state_dict(self._best.state)
             history.kept_step = self._best.step
+        equalise(setup.fabric, self._job.module)
         for hook in self._job.hooks:
             hook.finish(self._training)
         history.steps = self._step

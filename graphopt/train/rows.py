@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +27,12 @@ _T = TypeVar("_T")
 _CHUNK = 256
 _SHARE = 0.25
 """The part of the free memory that rows may take."""
+
+
+_LIMITS = tuple(
+    Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")
+)
+"""What a container may take, in cgroups of version 2 and 1; "max" if there is no limit."""
 
 
 class Rows:
@@ -98,10 +107,14 @@ def placed(array: npt.NDArray[np.int64 | np.bool_], device: torch.device) -> tor
 
 
 def free_bytes(device: torch.device) -> float:
-    """The memory that is free on a device."""
+    """The memory that is free on a device, for each process that trains on this host."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    return float(psutil.virtual_memory().available)
+    free = float(psutil.virtual_memory().available)
+    for limit in _LIMITS:
+        with suppress(OSError, ValueError):
+            free = min(free, float(limit.read_text()) - psutil.Process().memory_info().rss)
+    return max(free, 0.0) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def ahead(items: Iterable[_T], depth: int = 2) -> Generator[_T, None, None]:
