@@ -48,12 +48,17 @@ def candidates(plan: Plan, module: nn.Module, device: torch.device) -> list[Form
     layouts = [False, True] if images else [False]
     if plan.layout != "auto":
         layouts = [plan.layout == "channels-last"]
-    precisions = [False, True] if single else [False]
+    precisions = [False, True] if single and _has_bf16(device) else [False]
     if plan.precision != "auto":
         precisions = [plan.precision == "bf16"]
     found = [Format(bf16, last) for bf16 in precisions for last in layouts]
     # A GPU has units of its own for narrow products, with images laid out so.
     return found[-1:] if device.type == "cuda" else found
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether the device has units for bf16; on a CPU timing tells."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def arrange(module: nn.Module, layout: Format) -> None:

@@ -16,6 +16,7 @@ from graphopt.train.history import History
 from graphopt.train.objectives import Objective
 from graphopt.train.plan import Plan
 from graphopt.train.rows import Rows
+from graphopt.train.snapshots import copied
 
 __all__ = ["batch_size", "chosen_variants", "fastest_format", "part_rows", "synchronised"]
 
@@ -66,12 +67,13 @@ def fastest_format(
     allowed: list[Format],
     history: History,
 ) -> Format:
-    """Take a real step in each format; the module keeps its values.
+    """Compute a real step in each format; the module keeps its values.
 
     What the loss does not depend on is not trained from here on. Raises ModelError if that is
     everything.
     """
-    module.eval()
+    before = copied(module)
+    module.train()
     reached: set[str] = set()
     for layout in allowed:
         arrange(module, layout)
@@ -82,6 +84,7 @@ def fastest_format(
             module.zero_grad(set_to_none=True)
         if len(allowed) > 1:
             history.timed[str(layout)] = min(times)
+    module.load_state_dict(before)
     if not reached:
         raise ModelError("train: the loss depends on none of the network's weights")
     for name, parameter in module.named_parameters():
