@@ -22,7 +22,7 @@ from graphopt.sparse import (
     kept_at,
 )
 from graphopt.sparse.weights import depth_axis
-from graphopt.train import Hook, Plan, Ramp, Surgery
+from graphopt.train import Guide, Hook, Plan, Ramp, Surgery
 
 __all__ = ["PruneWeights"]
 
@@ -31,7 +31,7 @@ _SCHEDULES = ("one-shot", "iterative", "ramp", "surgery", "rewind")
 
 
 @dataclass(frozen=True)
-class PruneWeights(Plan, Pass):
+class PruneWeights(Plan, Guide, Pass):
     """Set the weights that matter least to zero: those of the least magnitude.
 
     Exactly the part `sparsity` of the weights of Conv, ConvTranspose, Gemm and MatMul is zero in
@@ -52,10 +52,10 @@ class PruneWeights(Plan, Pass):
                given, `steps` times (lottery tickets, Frankle & Carbin 2019); to be run on a
                network that has not been trained.
 
-    Trainings go by the labels of the data if there are any, else the original teaches; the other
-    options are those of `finetune`. Later trainings keep zeros zero. A file with zeros is not
-    smaller by itself: `graphopt pack` makes use of them, and `remove-dead-channels` of channels
-    that nothing is left of.
+    Trainings go by what `learn` says, labels if there are any; the other options are those of
+    `finetune`. Later trainings keep zeros zero. A file with zeros is not smaller by itself:
+    `graphopt pack` makes use of them, and `remove-dead-channels` of channels that nothing is left
+    of.
     """
 
     name: ClassVar[str] = "prune-weights"
@@ -70,6 +70,7 @@ class PruneWeights(Plan, Pass):
 
     def __post_init__(self) -> None:
         Plan.__post_init__(self)
+        Guide.__post_init__(self)
         if (self.sparsity is None) == (self.groups is None):
             raise RecipeError(f"{self.name}: give one of sparsity and groups, as sparsity=0.9")
         if self.sparsity is not None and not 0 < self.sparsity < 1:
@@ -95,7 +96,9 @@ class PruneWeights(Plan, Pass):
             raise RecipeError(f"{self.name}: until must be above 0 and at most 1, got {self.until}")
 
     def required(self) -> frozenset[Need]:
-        return self.needs if self.course == "one-shot" else frozenset({Need.TRAINING})
+        if self.course == "one-shot":
+            return self.needs
+        return frozenset({Need.TRAINING} | ({Need.LABELS} if self.learn == "labels" else set()))
 
     def run(self, graph: Graph, context: Context) -> None:
         chosen = choose_weights(graph, self.weights, self.name)
@@ -167,6 +170,7 @@ class PruneWeights(Plan, Pass):
             context.original,
             context.calibration,
             plan,
+            self,
             resources=context.resources(),
             hooks=hooks,
         )

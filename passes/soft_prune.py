@@ -11,13 +11,13 @@ from graphopt.coupling.naming import matching_families
 from graphopt.errors import BudgetError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
-from graphopt.train import Plan
+from graphopt.train import Guide, Plan
 
 __all__ = ["SoftPrune"]
 
 
 @dataclass(frozen=True)
-class SoftPrune(Plan, Pass):
+class SoftPrune(Plan, Guide, Pass):
     """Train the network, after every epoch zero the least filters, and let them grow again.
 
     So a wrong choice can be mended (He et al. 2018; with geometric-median He et al. 2019). The
@@ -27,7 +27,7 @@ class SoftPrune(Plan, Pass):
     `remove-channels` with the same ratio, align and families and the importance l1 removes just
     these: outputs are equal.
 
-    With labels the network learns them, else it learns to do what the original does. Filters grow
+    The network learns what `learn` says, labels if there are any. Filters grow
     again through BatchNormalization; where it is folded, `restore-batch-norm` comes first.
     The last weights are kept.
     """
@@ -42,7 +42,8 @@ class SoftPrune(Plan, Pass):
     families: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Plan.__post_init__(self)
+        Guide.__post_init__(self)
         if not 0.0 < self.ratio < 1.0:
             raise RecipeError(f"{self.name}: ratio must be between 0 and 1, got {self.ratio}")
         if self.align < 1:
@@ -52,6 +53,9 @@ class SoftPrune(Plan, Pass):
                 f"{self.name}: holdout must be 0, got {self.holdout}: the last weights are those "
                 f"whose filters are zero"
             )
+
+    def required(self) -> frozenset[Need]:
+        return self.needs | ({Need.LABELS} if self.learn == "labels" else set())
 
     def run(self, graph: Graph, context: Context) -> None:
         inputs = context.inputs(self)
@@ -65,6 +69,7 @@ class SoftPrune(Plan, Pass):
             graph,
             context.original,
             inputs,
+            self,
             self,
             resources=context.resources(),
             hooks=[zeros],

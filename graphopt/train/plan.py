@@ -10,7 +10,16 @@ from typing import Literal
 
 from graphopt.errors import RecipeError
 
-__all__ = ["AUGMENTATIONS", "LOSSES", "Lesson", "Plan", "Progress", "Resources", "rate_factor"]
+__all__ = [
+    "AUGMENTATIONS",
+    "LOSSES",
+    "Guide",
+    "Lesson",
+    "Plan",
+    "Progress",
+    "Resources",
+    "rate_factor",
+]
 
 Progress = Callable[[str, float], None]
 
@@ -30,17 +39,19 @@ class Plan:
 
     Training ends after `epochs` or `minutes`, whichever is first; without both it is 10 epochs.
     The `schedule` is laid over what will be done in that time, so that the `rate` really reaches
-    its end. `batch` is per process, and no more than the rows there are. `warmup` is a part of
-    the training, `clip` the largest norm of the gradient (0: any). `weight_decay` leaves out
-    norms, biases and all else of one axis. Images are varied as `augment` says, some of flip,
-    crop, cutout and mixup; auto shifts them and, where a teacher answers for both, mirrors them.
-    They are varied anew each time, or each in so many `variants` that are drawn once: a teacher's
-    answers to these are computed once, too.
-    `precision` and `layout` in memory are timed, and the fastest taken, unless they are given.
+    its end. `batch` is per process: the model's own if that is fixed, and no more than the rows
+    there are. `warmup` is a part of the training, `clip` the largest norm of the gradient (0: any).
+    `weight_decay` leaves out norms, biases and all else of one axis. Images are varied as `augment`
+    says, some of flip, crop, cutout and mixup; auto shifts them and, where a teacher answers for
+    both, mirrors them. They are varied anew each time, or each in so many `variants` that are drawn
+    once: a teacher's answers to these are computed once, too. On a CPU `precision` and `layout` in
+    memory are timed, and the fastest taken, unless they are given; a GPU takes bf16, if it has it,
+    and channels last.
 
     A part `holdout` of the rows, at most 1,024, is not trained on: the weights that do best on it
-    are kept (0: the last). With a work directory a checkpoint is written every `save_seconds`,
-    from which a training that was killed goes on.
+    are kept. If that were fewer than 16 rows none are held out, and the last weights are kept.
+    With a work directory a checkpoint is written every `save_seconds`, from which a training that
+    was killed goes on.
     """
 
     epochs: float | None = None
@@ -118,6 +129,24 @@ class Lesson:
             },
             self,
         )
+
+
+_LEARN = ("auto", "labels", "original")
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What a training goes by.
+
+    `learn` labels (cross-entropy), or to do what the original does (as `distill` with its
+    defaults); auto takes labels where the data have any and the first output is scores of classes.
+    """
+
+    learn: Literal["auto", "labels", "original"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.learn not in _LEARN:
+            raise RecipeError(f"train: learn is one of {', '.join(_LEARN)}, got {self.learn!r}")
 
 
 def _silent(stage: str, fraction: float) -> None:

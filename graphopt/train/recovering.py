@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from graphopt.data import Dataset
 from graphopt.ir import Graph
 from graphopt.train.distilling import distill
-from graphopt.train.finetuning import finetune
+from graphopt.train.finetuning import finetune, gives_scores
 from graphopt.train.history import History
 from graphopt.train.hooks import Hook
 from graphopt.train.objectives import CrossEntropy
-from graphopt.train.plan import Plan, Resources
+from graphopt.train.plan import Guide, Plan, Resources
 
 __all__ = ["recover"]
 
@@ -21,11 +21,15 @@ def recover(
     teacher: Graph,
     dataset: Dataset,
     plan: Plan,
+    guide: Guide | None = None,
     *,
     resources: Resources | None = None,
     hooks: Sequence[Hook] = (),
 ) -> History:
-    """Train in place by cross-entropy with the labels, or by distillation; see `fit`."""
-    if dataset.labels is not None:
+    """Train in place by cross-entropy with the labels or by distillation; see `Guide` and `fit`."""
+    learn = (guide or Guide()).learn
+    if learn == "auto" and dataset.labels is not None and gives_scores(graph, dataset):
+        learn = "labels"
+    if learn == "labels":
         return finetune(graph, dataset, CrossEntropy(), plan, resources=resources, hooks=hooks)
     return distill(graph, teacher, dataset, plan, resources=resources, hooks=hooks)

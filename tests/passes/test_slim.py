@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from graphopt.data import Dataset
-from graphopt.errors import RecipeError
+from graphopt.errors import DataError, RecipeError
 from graphopt.ir import Graph
-from graphopt.passbase import Context
+from graphopt.manager import PassManager
+from graphopt.passbase import Context, Pass
+from passes.prune_weights import PruneWeights
 from passes.recover import Recover
 from passes.remove_channels import RemoveChannels
 from passes.restore_batch_norm import RestoreBatchNorm
 from passes.slim import Slim
+from passes.soft_prune import SoftPrune
 from tests.asserting import assert_same_outputs, assert_valid, parse
 
 TEXT = """net (float[N,3,6,6] x) => (float[N,4] y)
@@ -86,6 +89,19 @@ def test_without_a_pull_it_is_training() -> None:
         np.testing.assert_array_equal(pulled.constants()[name], array, err_msg=name)
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_original_teaches_where_it_should(labels: bool) -> None:
+    """The same with labels and without, and not the same as with labels learned."""
+    found = []
+    for has, learn in ((labels, "original"), (False, "auto"), (True, "labels")):
+        graph = Graph.load(parse(TEXT))
+        context = Context(original=graph.clone(), calibration=data(labels=has))
+        Recover(holdout=0.0, learn=learn, **SHORT).run(graph, context)  # type: ignore[arg-type]
+        found.append(graph.content_hash())
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
 def test_only_what_can_be_removed_is_pulled() -> None:
     """The outputs of the second layer are named by no pattern; their scales train as ever."""
     free, some = slimmed(0.0), slimmed(0.3, families=("w0",))
@@ -133,7 +149,24 @@ def test_a_folded_network_is_slimmed_after_restoring() -> None:
     assert mean_scale(graph, *names) < 0.9 * before
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        Recover(learn="labels"),
+        Slim(learn="labels"),
+        SoftPrune(learn="labels"),
+        PruneWeights(sparsity=0.5, course="ramp", learn="labels"),
+    ],
+    ids=lambda step: step.name,
+)
+def test_labels_that_are_not_there_are_asked_for_before_anything_runs(step: Pass) -> None:
+    with pytest.raises(DataError, match="has no labels"):
+        PassManager([step]).run(Graph.load(parse(TEXT)), data=data(labels=False), measure=False)
+
+
 def test_bad_options() -> None:
+    with pytest.raises(RecipeError, match="learn is one of auto, labels, original, got 'nothing'"):
+        Slim(learn="nothing")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="l1 must be at least 0, got -1"):
         Slim(l1=-1)
     with pytest.raises(RecipeError, match="give --data"):

@@ -13,9 +13,11 @@ from graphopt.data import Dataset, InputSpec
 from graphopt.data.arrays import ArraySource
 from graphopt.errors import DataError, ModelError, RecipeError, UnsupportedOp
 from graphopt.ir import Graph
+from graphopt.lens import lower
 from graphopt.train import (
     Batch,
     CrossEntropy,
+    History,
     Outputs,
     SquaredError,
     distill,
@@ -23,7 +25,11 @@ from graphopt.train import (
     finetune,
     fit,
     objective_of,
+    recover,
 )
+from graphopt.train.formats import Format
+from graphopt.train.preparing import fastest_format
+from graphopt.train.snapshots import copied
 from tests.asserting import parse
 from tests.train.networks import ALONE, QUICK, disturbed, images, perceptron, small, vectors
 
@@ -178,6 +184,30 @@ def test_faults_of_the_user_s_function_are_named(tmp_path: Path, body: str, said
         finetune(perceptron(), vectors(), objective, QUICK, resources=ALONE)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "p (float[N,6] x) => (float[N,1] y) <float[6,1] w> { y = MatMul(x, w) }",
+            r"\(1, 1\) of float",
+        ),
+        (
+            """p (float[N,6] x) => (float[N,2,3] y) <int64[3] s = {0,2,3}, float[6,6] w> {
+                a = MatMul(x, w) y = Reshape(a, s)
+            }""",
+            r"\(1, 2, 3\) of float",
+        ),
+    ],
+)
+def test_cross_entropy_needs_scores_of_classes(text: str, said: str) -> None:
+    data = relabelled([0] * 128)
+    graph = Graph.load(parse(text))
+    with pytest.raises(DataError, match=said):
+        finetune(graph.clone(), data, CrossEntropy(), QUICK, resources=ALONE)
+    history = recover(disturbed(graph), graph, data, QUICK, resources=ALONE)
+    assert history.curve[-1].held_out < history.curve[0].held_out  # type: ignore[operator]
+
+
 def test_unknown_losses_are_refused() -> None:
     with pytest.raises(RecipeError, match="'hinge' is neither cross-entropy nor mse nor file"):
         objective_of("hinge")
@@ -267,6 +297,30 @@ def test_narrow_numbers_leave_float32_weights(layout: str) -> None:
     assert first is not None
     assert last is not None
     assert last < 0.5 * first
+
+
+def test_timing_formats_computes_as_a_training_does_and_changes_nothing() -> None:
+    text = """b (float[N,3,8,8] x) => (float[N,4] y)
+    <float[4,3,1,1] w, float[4] s = {1,1,1,1}, float[4] b = {0,0,0,0},
+     float[4] m = {0,0,0,0}, float[4] v = {1,1,1,1}> {
+        c = Conv(x, w)
+        n = BatchNormalization(c, s, b, m, v)
+        p = GlobalAveragePool(n)
+        y = Flatten(p)
+    }"""
+    module = lower(Graph.load(parse(text)))
+    before = copied(module)
+    batch = Batch((torch.randn(8, 3, 8, 8),), labels=torch.arange(8) % 4)
+    modes = []
+
+    def loss(outputs: Outputs, given: Batch) -> torch.Tensor:
+        modes.append(module.training)
+        return CrossEntropy()(outputs, given)
+
+    fastest_format(module, loss, batch, [Format(bf16=False, channels_last=True)], History())
+    assert modes == [True]
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_the_fastest_format_is_taken() -> None:
