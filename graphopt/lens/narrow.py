@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-__all__ = ["NarrowNorm", "is_narrow"]
+__all__ = ["is_narrow", "normalise_narrow"]
 
 _FEW = 48
 """From so many channels on PyTorch's kernel is as fast."""
@@ -48,12 +48,20 @@ def _places(x: torch.Tensor) -> int:
     return together
 
 
-class NarrowNorm(torch.autograd.Function):
+def normalise_narrow(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What `torch.nn.functional.batch_norm` gives with training=True, its statistics beside it.
 
     x (N, C, H, W) as `is_narrow` wants it, weight and bias (C,) float32. Gives the normalised x
     and, not to be differentiated, mean and variance (C,) over N, H and W.
     """
+    out, mean, variance = _NarrowNorm.apply(x, weight, bias, epsilon)  # type: ignore[no-untyped-call]
+    return out, mean, variance
+
+
+class _NarrowNorm(torch.autograd.Function):
+    """The function with its gradient."""
 
     @staticmethod
     def forward(

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from graphopt.lens.narrow import NarrowNorm, is_narrow
+from graphopt.lens.narrow import is_narrow, normalise_narrow
 from graphopt.lens.site import Emitted, Row, Site
 
 __all__ = ["ROWS", "BatchNorm", "MaskedDropout"]
@@ -29,13 +29,21 @@ class BatchNorm(_BatchNorm):
             )
         if not (self.training and is_narrow(input)):
             return super().forward(input)
-        out, mean, variance = NarrowNorm.apply(input, self.weight, self.bias, self.eps)
-        count = input.numel() // input.shape[1]
+        out, mean, variance = normalise_narrow(input, self.weight, self.bias, self.eps)
+        self._follow(mean, variance, input.numel() // input.shape[1])
+        return out
+
+    def _follow(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+        """Move the running statistics by those of a batch with `count` values a channel."""
+        running, momentum = (self.running_mean, self.running_var), self.momentum
+        assert running[0] is not None, "kept by every one of these modules"
+        assert running[1] is not None, "as well"
+        assert self.num_batches_tracked is not None, "as well"
+        assert momentum is not None, "as well"
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        return out
+            running[0].lerp_(mean, momentum)
+            running[1].lerp_(variance * (count / (count - 1)), momentum)
 
 
 def _batch_norm_module(site: Site) -> BatchNorm | None:

@@ -187,7 +187,7 @@ def test_kept_answers_are_the_teacher_s(
     augment: tuple[str, ...], variants: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    asked = []
+    asked: list[int] = []
     compute = Teacher._computed
 
     def counted(self: Teacher, batch: Batch) -> Outputs:

@@ -313,9 +313,9 @@ def test_timing_formats_computes_as_a_training_does_and_changes_nothing() -> Non
     batch = Batch((torch.randn(8, 3, 8, 8),), labels=torch.arange(8) % 4)
     modes = []
 
-    def loss(outputs: Outputs, given: Batch) -> torch.Tensor:
+    def loss(outputs: Outputs, batch: Batch) -> torch.Tensor:
         modes.append(module.training)
-        return CrossEntropy()(outputs, given)
+        return CrossEntropy()(outputs, batch)
 
     fastest_format(module, loss, batch, [Format(bf16=False, channels_last=True)], History())
     assert modes == [True]
