@@ -169,7 +169,9 @@ class _Topics:
         """How each is compared, by what both networks gave for some rows."""
         found = []
         for name, output, aim in zip(self.outputs, made, aims, strict=False):
-            loss = "mse" if name in self.values else self.lesson.loss
+            loss = self.lesson.loss
+            if loss == "auto" and name in self.values:
+                loss = "mse"
             found.append(_head(name, output, aim, loss))
         for name, aim in zip(self.hints, aims[len(self.outputs) :], strict=False):
             left = self.kept.get(name, {}).items()
