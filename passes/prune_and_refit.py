@@ -20,9 +20,9 @@ class PruneAndRefit(Pass):
 
     Of every filter the part `sparsity` of its weights goes. Most of what stays are the largest;
     the part `restore` of it are those that lower the error of the layer's output most. Then least
-    squares fit the filter to the original's output, over `samples` calibration inputs run through
-    the layers pruned before, with a ridge of `damping` times the mean square input. Needs no
-    labels and no gradients (Yang, Chen & Sze 2017).
+    squares fit the filter to what the layer gave before, over `samples` calibration inputs run
+    through the layers pruned by then, with a ridge of `damping` times the mean square input. Needs
+    no labels and no gradients (Yang, Chen & Sze 2017).
 
     Energy is estimated from multiply-accumulates and accesses, which cost `product`, `buffer` and
     `memory` each, in any unit (the defaults are those of the Eyeriss chip). `weights` are patterns
@@ -64,9 +64,8 @@ class PruneAndRefit(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         inputs = context.inputs(self)
         chosen = choose_weights(graph, self.weights, self.name)
-        reports = sparsify(
+        reports, left_alone = sparsify(
             graph,
-            context.original,
             chosen,
             inputs.take(self.samples),
             Sparsifying(self.sparsity, self.restore, self.damping, context.seed, context.threads),
@@ -77,4 +76,4 @@ class PruneAndRefit(Pass):
         context.notes["layers"] = {
             name: dict[str, Note](asdict(report)) for name, report in reports.items()
         }
-        context.notes["left_alone"] = [name for name in chosen if name not in reports]
+        context.left_alone(left_alone)

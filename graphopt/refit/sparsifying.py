@@ -2,7 +2,7 @@
 
 Energy-aware pruning (Yang, Chen & Sze 2017): the layers that take most energy go first, since what
 goes later has less to make up for it. In each filter the smallest weights go, those whose return
-helps the output most come back, and least squares fit what is left to the original's output.
+helps the output most come back, and least squares fit what is left to the output as it was.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from graphopt.ir import Graph
 from graphopt.refit.frontier import Frontier
 from graphopt.refit.layers import Doubles, Layer, find_layer
 from graphopt.refit.solving import Moments
+from graphopt.refit.walking import WIDEST
 
 __all__ = ["Costs", "Sparse", "Sparsifying", "sparsify"]
 
@@ -61,32 +62,49 @@ class Sparse:
 
 def sparsify(
     graph: Graph,
-    original: Graph,
     names: Collection[str],
     dataset: Dataset,
     how: Sparsifying,
     costs: Costs,
     progress: Callable[[float], None] = lambda fraction: None,
-) -> dict[str, Sparse]:
-    """Prune the layers with these weights in place; return their reports in the order they went.
+) -> tuple[dict[str, Sparse], dict[str, str]]:
+    """Prune the layers with these weights in place, to give what the graph has given until now.
 
-    Errors are relative to the energy of the layer's output in the original.
+    Returns their reports in the order they went, and why other weights are left alone. Errors are
+    relative to the energy of what the layer's output was.
     """
-    found = [find_layer(graph, node) for node in graph.nodes]
-    layers = [layer for layer in found if layer is not None and layer.weight in names]
+    given = graph.clone()
+    layers, left_alone = _solvable(graph, names)
     before = {layer.output: _energy(graph, layer, dataset, costs, how) for layer in layers}
     total = sum(before.values()) or 1.0
     reports: dict[str, Sparse] = {}
     for layer in sorted(layers, key=lambda layer: -before[layer.output]):
         progress(len(reports) / len(layers))
-        moments = _moments(graph, original, layer, dataset, how)
+        moments = _moments(graph, given, layer, dataset, how)
         matrix = layer.matrix(graph)
         pruned, restored, solved = _solved(matrix, moments, how)
         scale = moments.energy or 1.0
         errors = [moments.error(one) / scale for one in (pruned, restored, solved)]
         layer.write(graph, solved)
         reports[layer.weight] = Sparse(before[layer.output] / total, *errors)
-    return reports
+    return reports, left_alone
+
+
+def _solvable(graph: Graph, names: Collection[str]) -> tuple[list[Layer], dict[str, str]]:
+    """The layers with these weights that can be solved, and why those with others cannot."""
+    found = [find_layer(graph, node) for node in graph.nodes]
+    layers = {layer.weight: layer for layer in found if layer is not None}
+    solvable: list[Layer] = []
+    left_alone: dict[str, str] = {}
+    for name in names:
+        columns = layers[name].matrix(graph).shape[1] if name in layers else 0
+        if name not in layers:
+            left_alone[name] = "what reads it is no layer that can be solved"
+        elif columns > WIDEST:
+            left_alone[name] = f"{columns} weights per output are too many to solve for"
+        else:
+            solvable.append(layers[name])
+    return solvable, left_alone
 
 
 def _energy(graph: Graph, layer: Layer, dataset: Dataset, costs: Costs, how: Sparsifying) -> float:
@@ -104,11 +122,11 @@ def _energy(graph: Graph, layer: Layer, dataset: Dataset, costs: Costs, how: Spa
 
 
 def _moments(
-    graph: Graph, original: Graph, layer: Layer, dataset: Dataset, how: Sparsifying
+    graph: Graph, given: Graph, layer: Layer, dataset: Dataset, how: Sparsifying
 ) -> Moments:
-    """Of the layer's inputs as they are now, with the outputs of the original."""
+    """Of the layer's inputs as they are now, with the outputs that it gave before."""
     now = Frontier(graph, dataset, limit=0, threads=how.threads)
-    then = Frontier(original, dataset, limit=0, threads=how.threads)
+    then = Frontier(given, dataset, limit=0, threads=how.threads)
     shape = layer.matrix(graph).shape
     moments = Moments.empty(shape[0], shape[1], shape[2], bias=layer.has_bias)
     rng, count = np.random.default_rng(how.seed), -(-_ROWS // len(dataset))

@@ -8,9 +8,11 @@ import pytest
 from graphopt.data import Dataset
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
-from graphopt.passbase import Context
+from graphopt.passbase import Context, Pass
 from graphopt.sparse import kept_weights
+from passes.factorize import Factorize
 from passes.prune_and_refit import PruneAndRefit
+from passes.remove_channels import RemoveChannels
 from tests.asserting import assert_valid, parse, run_model
 
 _NET = """g (float[N,3,8,8] x) => (float[N,5] y)
@@ -87,6 +89,47 @@ def test_energy_orders_the_layers() -> None:
     shares = {name: size / sum(left.values()) for name, size in left.items()}
     for name, report in layers.items():
         assert report["energy"] == pytest.approx(shares[name], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "earlier", [RemoveChannels(ratio=0.25, align=1), Factorize(rank=3, goal="macs", align=1)]
+)
+def test_layers_that_the_original_has_not_or_not_so_wide(earlier: Pass) -> None:
+    """Each is pruned, and fitted to what it gave when it was its turn to be pruned."""
+    original = Graph.load(parse(_NET))
+    graph, context = original.clone(), Context(original=original, calibration=_data())
+    earlier.run(graph, context)
+    graph.prune()
+    before, context = graph.clone(), Context(original=original, calibration=_data())
+    PruneAndRefit(sparsity=0.3).run(graph, context)
+    assert_valid(graph)
+    assert context.notes["left_alone"] == {}
+    weights = {name for name, array in graph.constants().items() if array.ndim in (2, 4)}
+    assert weights == set(kept_weights(graph).pruned)
+    assert weights - set(original.constants()) or graph.shape("a") != original.shape("a")
+    feeds = {"x": next(iter(_data(32).batches(32)))["x"]}
+    wanted, got = (run_model(g, feeds)[0] for g in (before, graph))
+    assert np.square(got - wanted).mean() < 0.1 * wanted.var()
+
+
+def test_what_cannot_be_solved_is_left_alone_with_a_reason() -> None:
+    text = """g (float[N,12100] x) => (float[N,4] y)
+    <float[12100,4] w, float[4,4] s, float[4,4] v> {
+        a = MatMul(x, w)
+        b = MatMul(a, s)
+        c = MatMul(b, s)
+        y = MatMul(c, v)
+    }"""
+    graph = Graph.load(parse(text))
+    x = np.random.default_rng(0).standard_normal((20, 12100)).astype(np.float32)
+    data = Dataset.from_arrays({"x": x})
+    context = Context(original=graph.clone(), calibration=data)
+    PruneAndRefit(sparsity=0.5).run(graph, context)
+    assert kept_weights(graph).pruned == ("v",)
+    assert context.notes["left_alone"] == {
+        "w": "12100 weights per output are too many to solve for",
+        "s": "what reads it is no layer that can be solved",
+    }
 
 
 def test_no_data_and_nonsense() -> None:
