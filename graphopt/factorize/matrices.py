@@ -6,8 +6,11 @@ Kernels are (group, out, in, taps...); groups are factorized alike, each for its
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from graphopt.factorize.kernels import Chain, Kernel, Part
+import numpy as np
+
+from graphopt.factorize.kernels import Chain, Doubles, Kernel, Part
 from graphopt.factorize.pieces import (
     Decomposition,
     Ranks,
@@ -20,6 +23,26 @@ from graphopt.factorize.pieces import (
 from graphopt.factorize.sampling import Sample
 
 __all__ = ["channel", "channel_parts", "projected", "spatial", "spatial_parts", "summed"]
+
+
+def _leading_rows(
+    matrix: Doubles, moments: Callable[[Doubles], Doubles]
+) -> tuple[Doubles, Doubles]:
+    """The energies of a matrix' rows together (group, component), and their directions.
+
+    `moments` gives a matrix (group, row, column) the second moments of its rows. Of a matrix with
+    more rows than columns they are never formed: R of its QR decomposition has the same energies.
+    """
+    turn: Doubles | None = None
+    if matrix.shape[1] > matrix.shape[2]:
+        turn, matrix = np.linalg.qr(matrix)
+    energies, directions = leading(moments(matrix))
+    return energies, directions if turn is None else turn @ directions
+
+
+def _plain(matrix: Doubles) -> Doubles:
+    """Second moments of rows whose columns count alike."""
+    return np.asarray(matrix @ matrix.transpose(0, 2, 1))
 
 
 # ---- svd and channel: fewer outputs, then a product at each place ----------------------------
@@ -55,9 +78,7 @@ def channel(kernel: Kernel, sample: Sample | None) -> Decomposition:
         return _transposed_channel(kernel)
     matrix = kernel.tensor.reshape(kernel.groups, kernel.outputs, -1)
     shape = (kernel.inputs, *kernel.taps)
-    moment = None if sample is None else sample.moment(tuple(range(len(shape))), shape)
-    weighted = matrix if moment is None else matrix @ moment
-    energies, basis = leading(weighted @ matrix.transpose(0, 2, 1))
+    energies, basis = _leading_rows(matrix, _plain if sample is None else sample.sums)
 
     def build(ranks: Ranks, rounds: int) -> Chain:
         outer = basis[:, :, : ranks[0]]
@@ -71,7 +92,7 @@ def channel(kernel: Kernel, sample: Sample | None) -> Decomposition:
 def _transposed_channel(kernel: Kernel) -> Decomposition:
     turned = kernel.tensor.swapaxes(1, 2)
     matrix = turned.reshape(kernel.groups, kernel.inputs, -1)
-    energies, basis = leading(matrix @ matrix.transpose(0, 2, 1))
+    energies, basis = _leading_rows(matrix, _plain)
 
     def build(ranks: Ranks, rounds: int) -> Chain:
         inner = basis[:, :, : ranks[0]].transpose(0, 2, 1)
@@ -98,8 +119,12 @@ def spatial(kernel: Kernel, sample: Sample | None) -> Decomposition:
     groups, outputs, inputs, height, width = kernel.tensor.shape
     matrix = kernel.tensor.transpose(0, 2, 3, 1, 4).reshape(groups, inputs * height, -1)
     moment = None if sample is None else sample.moment((0, 1), (inputs, height, width))
-    weighted = matrix if moment is None else moment @ matrix
-    energies, basis = leading(matrix.transpose(0, 2, 1) @ weighted)
+
+    def moments(turned: Doubles) -> Doubles:
+        weighted = turned if moment is None else turned @ moment
+        return np.asarray(weighted @ turned.transpose(0, 2, 1))
+
+    energies, basis = _leading_rows(matrix.transpose(0, 2, 1), moments)
 
     def build(ranks: Ranks, rounds: int) -> Chain:
         rows = basis[:, :, : ranks[0]].transpose(0, 2, 1)

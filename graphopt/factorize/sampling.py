@@ -20,6 +20,9 @@ _LEAST = 4096
 _PER_COLUMN = 2
 """Rows: at least so many, and so many for each weight of an output."""
 
+_MOST = 1 << 28
+"""Values of all rows together, a gigabyte, whatever would be wanted."""
+
 _JUDGED = 2048
 
 
@@ -42,6 +45,19 @@ class Sample:
         moment = (flat.transpose(0, 2, 1) @ flat).astype(np.float64) / self.rows.shape[1]
         ridge = _DAMPING * np.trace(moment, axis1=1, axis2=2) / width
         return np.asarray(moment + (ridge[:, np.newaxis, np.newaxis] + 1e-30) * np.eye(width))
+
+    def sums(self, matrix: Doubles) -> Doubles:
+        """Second moments (group, out, out) of what a matrix (group, out, column) makes of the rows.
+
+        Damped likewise: W M W' for the moments M of all axes, which wide layers have no room for.
+        """
+        made = self.rows @ matrix.transpose(0, 2, 1).astype(np.float32)
+        moment = (made.transpose(0, 2, 1) @ made).astype(np.float64) / self.rows.shape[1]
+        energy = np.einsum("grc,grc->g", self.rows, self.rows, dtype=np.float64)
+        ridge = _DAMPING * energy / self.rows[0].size + 1e-30
+        return np.asarray(
+            moment + ridge[:, np.newaxis, np.newaxis] * (matrix @ matrix.transpose(0, 2, 1))
+        )
 
     def judge(self, wanted: Doubles) -> Callable[[Doubles], float]:
         """From a kernel to the error of its sums relative to their variance, the bias mended.
@@ -79,6 +95,7 @@ def sample_of(kernel: Kernel, walk: Frontier, seed: int) -> Sample | None:
         return None
     columns = kernel.inputs * layer.taps
     wanted = max(_LEAST, _PER_COLUMN * columns)
+    wanted = max(1, min(wanted, _MOST // (kernel.groups * columns)))
     each = -(-wanted // max(len(walk.dataset), 1))
     rng = np.random.default_rng(seed)
     found, seen = [], 0
@@ -91,4 +108,5 @@ def sample_of(kernel: Kernel, walk: Frontier, seed: int) -> Sample | None:
     mean = rows.mean(axis=1, dtype=np.float64)
     if kernel.node.op == "MatMul":
         mean = np.zeros_like(mean)  # there is no bias that could make up for it
-    return Sample(rows - mean[:, np.newaxis].astype(np.float32), mean)
+    rows -= mean[:, np.newaxis].astype(np.float32)
+    return Sample(rows, mean)
