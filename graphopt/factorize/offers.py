@@ -14,7 +14,7 @@ from graphopt.factorize.methods import METHODS, Method
 from graphopt.factorize.pieces import Decomposition, Ranks
 from graphopt.factorize.replacing import Replacement, has_free_bias, replacement
 from graphopt.factorize.sampling import Sample
-from graphopt.ir import Graph, part
+from graphopt.ir import Array, Dims, Graph, part
 from graphopt.runtime.benchmark import BenchPlan, bench
 
 __all__ = ["Goal", "Offer", "Rule", "Scene", "offers_of"]
@@ -184,20 +184,16 @@ def _timed(scene: Scene, kernel: Kernel, offer: Offer) -> Offer | None:
 
 def _time(scene: Scene, kernel: Kernel, chain: Replacement) -> tuple[float, float] | None:
     """Time the layer and its replacement alone, in turn; None where that is not faster."""
-    data = kernel.node.inputs[0].name
-    dtype = scene.graph.dtype(data)
-    if dtype is None:
+    feeds = _feeds(scene, kernel)
+    if feeds is None:
         return None
-    alone = part(scene.graph, (data,), (kernel.output,))
+    alone = part(scene.graph, tuple(feeds), (kernel.output,))
     found = kernel_of(alone, alone.nodes[-1])
     assert isinstance(found, Kernel), "a layer alone is the same layer"
     tried = alone.clone()
     again = kernel_of(tried, tried.nodes[-1])
     assert isinstance(again, Kernel), "a layer alone is the same layer"
     tried.apply(replacement(tried, again, chain)[0])
-    shape = scene.sizes[kernel.output].read
-    values = np.random.default_rng(scene.seed).standard_normal(shape)
-    feeds = {data: values.astype(dtype)}
     plan = replace(_QUICK, threads=scene.threads)
     try:
         timing = bench(alone, tried, feeds=feeds, plan=plan)
@@ -207,3 +203,30 @@ def _time(scene: Scene, kernel: Kernel, chain: Replacement) -> tuple[float, floa
     if timing.verdict != "faster":
         return None
     return timing.ratio, timing.a.median_ms * (1 - timing.ratio)
+
+
+def _feeds(scene: Scene, kernel: Kernel) -> dict[str, Array] | None:
+    """Random values of what a layer reads, a bias that is computed too; None for unknown types."""
+    data, *biases = (
+        tensor.name
+        for place, tensor in enumerate(kernel.node.inputs)
+        if tensor.name and (place == 0 or scene.graph.constant(tensor.name) is None)
+    )
+    width = kernel.groups * kernel.outputs
+    shapes = {name: _bias_shape(scene.graph.shape(name), width) for name in biases}
+    shapes[data] = scene.sizes[kernel.output].read
+    rng = np.random.default_rng(scene.seed)
+    feeds: dict[str, Array] = {}
+    for name in (data, *biases):
+        dtype = scene.graph.dtype(name)
+        if dtype is None:
+            return None
+        feeds[name] = rng.standard_normal(shapes[name]).astype(dtype)
+    return feeds
+
+
+def _bias_shape(known: Dims | None, width: int) -> tuple[int, ...]:
+    """A bias with a value for each output, of as many axes as it is known to have."""
+    if known is None:
+        return (width,)
+    return (*(1 for _ in known[1:]), width) if known else ()

@@ -27,7 +27,8 @@ def part(
     """A graph of its own that computes `outputs` from `inputs`; large constants are shared.
 
     It has the `weights` for inputs too, behind the others; of these alone the sizes stay known.
-    Every input's type must be known; functions and bodies are not carried over.
+    Every input's type must be known; functions and bodies are not carried over. Initializers that
+    a caller might override have their own values, unless they are among the inputs.
     """
     exporter, waiting = Exporter(graph.domains, {}, {}), list(outputs)
     nodes: dict[int, onnx.NodeProto] = {}
@@ -37,6 +38,8 @@ def part(
         if name in inputs or name in weights:
             continue
         maker, value = graph.producer(name), graph.constant(name)
+        if value is None:
+            value = graph.default(name)
         if value is not None:
             arrays[name] = value
         elif maker is not None and id(maker) not in nodes:

@@ -199,6 +199,10 @@ class Graph:
         tensor = self._scopes.tensors.get(name)
         return convert.values_of(tensor) if isinstance(tensor, gs.Constant) else None
 
+    def default(self, name: str) -> Array | None:
+        """What an overridable initializer holds for callers who give nothing else."""
+        return self._scopes.defaults.get(name)
+
     def constants(self) -> dict[str, Array]:
         """All constants that some node reads or some scope returns."""
         return {

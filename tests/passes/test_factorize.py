@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -283,6 +284,32 @@ def test_real_time_of_a_wide_product() -> None:
 def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Factorize(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bias", ["1024", "1,1024"])
+def test_a_bias_that_is_computed_is_timed_with_the_layer(bias: str) -> None:
+    text = f"""wide (float[16,1024] x, float[{bias}] z) => (float[16,1024] y)
+    <float[1024,1024] w> {{
+        c = Relu(z)
+        y = Gemm(x, w, c)
+    }}"""
+    graph = Graph.load(parse(text))
+    made, context = run(graph, Factorize(rank=32))
+    assert sorted(operators(made)) == ["Gemm", "MatMul", "Relu"]
+    assert layers(context)["w"]["ranks"] == [32]
+
+
+def test_a_bias_that_a_caller_might_override_stays_so() -> None:
+    model = parse(
+        """wide (float[16,1024] x) => (float[16,1024] y) <float[1024,1024] w, float[1024] b> {
+            y = Gemm(x, w, b)
+        }"""
+    )
+    info = onnx.helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, [1024])
+    model.graph.input.append(info)
+    made, _ = run(Graph.load(model), Factorize(rank=32))
+    assert operators(made) == ["MatMul", "Gemm"]
+    assert [entry.name for entry in made.to_model().graph.input] == ["x", "b"]
 
 
 def test_rank_larger_than_every_matrix() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from graphopt.data import Dataset
@@ -110,6 +111,16 @@ def test_layers_that_the_original_has_not_or_not_so_wide(earlier: Pass) -> None:
     feeds = {"x": next(iter(_data(32).batches(32)))["x"]}
     wanted, got = (run_model(g, feeds)[0] for g in (before, graph))
     assert np.square(got - wanted).mean() < 0.1 * wanted.var()
+
+
+def test_behind_a_bias_that_a_caller_might_override() -> None:
+    model = parse(_NET)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, [8]))
+    graph = Graph.load(model)
+    assert graph.constant("b") is None
+    PruneAndRefit().run(graph, Context(original=graph.clone(), calibration=_data()))
+    assert set(kept_weights(graph).pruned) == {"k", "w", "v"}
+    assert_valid(graph)
 
 
 def test_what_cannot_be_solved_is_left_alone_with_a_reason() -> None:
