@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from graphopt.errors import TargetError
 
-__all__ = ["atomic_file"]
+__all__ = ["atomic_file", "is_one_of"]
+
+
+def is_one_of(path: Path, files: Iterable[Path]) -> bool:
+    """Whether a path leads to one of these files, by whatever name."""
+    return path.exists() and any(file.exists() and path.samefile(file) for file in files)
 
 
 @contextmanager

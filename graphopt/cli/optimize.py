@@ -25,6 +25,7 @@ from graphopt.cli.options import (
 from graphopt.errors import DataError, RecipeError, TargetError
 
 if TYPE_CHECKING:
+    from graphopt.ir import Graph
     from graphopt.manager import PassManager
 
 __all__ = ["optimize"]
@@ -149,6 +150,7 @@ def _run(job: Job, *, reports: bool = True) -> int:
     from graphopt.report import write_report
 
     graph = read_graph(job.model)
+    _check_beside(target, graph)
     inputs = job.data and datasets.open(job.data, preprocess=job.preprocess, seed=job.seed)
     measured = job.eval_data or (job.data and datasets.held_out(job.data))
     held_out = measured and datasets.open(measured, preprocess=job.preprocess, seed=job.seed)
@@ -179,6 +181,20 @@ def _run(job: Job, *, reports: bool = True) -> int:
         write_report(report, job.report)
     show_report(report)
     return 1 if report.unmet else 0
+
+
+def _check_beside(target: Path, graph: Graph) -> None:
+    """Raise TargetError where the result, or its weights, would replace those of the input."""
+    from graphopt.files import is_one_of
+    from graphopt.ir.writing import data_path
+
+    external = () if graph.source is None else graph.source.external
+    for path in (target, data_path(target)):
+        if is_one_of(path, external):
+            raise TargetError(
+                f"-o {target}: {path.name} holds weights of the input, which is never changed; "
+                "give another name"
+            )
 
 
 def _manager(job: Job) -> PassManager:

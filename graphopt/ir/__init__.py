@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from graphopt.ir.edit import Edit, NewNode
 from graphopt.ir.extract import constant_part, part
-from graphopt.ir.graph import Graph, Source
+from graphopt.ir.graph import Graph
 from graphopt.ir.normalise import fold_integers, integer_values, is_uniform
 from graphopt.ir.reading import Array
 from graphopt.ir.scopes import bodies
 from graphopt.ir.shapes import Dims, TensorInfo
+from graphopt.ir.source import Source
 from graphopt.ir.structure import rename_values
 from graphopt.ir.values import Known, as_integers, known_array
 

@@ -9,7 +9,6 @@ that is what lets clones share them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -24,23 +23,12 @@ from graphopt.ir.edit import Edit
 from graphopt.ir.facts import Facts
 from graphopt.ir.reading import INLINE_BYTES, Array, read_model
 from graphopt.ir.scopes import Scopes
+from graphopt.ir.source import Source
 from graphopt.ir.structure import check_nodes, count_nodes, straighten
 from graphopt.ir.values import Known, known_array
 from graphopt.ir.writing import noted, skeleton_tensor, write_model, written_size
 
-__all__ = ["Graph", "Source"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The file a graph was loaded from, as it was before anything was normalised.
-
-    `nodes` counts those of every body, but no Constant; `size_bytes` includes external data.
-    """
-
-    path: Path | None
-    nodes: int
-    size_bytes: int
+__all__ = ["Graph"]
 
 
 class Graph:
@@ -66,7 +54,7 @@ class Graph:
         path = None if isinstance(source, bytes | onnx.ModelProto) else Path(source)
         if isinstance(source, onnx.ModelProto):
             source = source.SerializeToString()
-        model, arrays = read_model(source)
+        model, arrays, external = read_model(source)
         size = written_size(model, arrays)
         if path is not None:  # an external file lies beside, and its bytes come on top
             size = max(size, path.stat().st_size)
@@ -75,7 +63,7 @@ class Graph:
             graph = cls(model, arrays)
         except ModelError as error:
             raise ModelError(f"{path}: {error}" if path else str(error)) from error
-        graph.source = Source(path, nodes, size)
+        graph.source = Source(path, nodes, size, external)
         normalise.normalise(graph)
         return graph
 
@@ -353,13 +341,14 @@ class Graph:
     def save(self, path: str | Path, *, external_data: bool | None = None) -> None:
         """Write the file whole or not at all; over 2 GiB the weights go into `<name>.data`.
 
-        Raises TargetError if the place cannot be written.
+        Raises TargetError if the place cannot be written, or has weights of the loaded model.
         """
         target = Path(path)
         if target.is_dir():
             raise TargetError(f"{target}: is a directory; name a file")
         model, arrays = self._model(INLINE_BYTES)
-        write_model(target, model, arrays, external=external_data)
+        kept = () if self.source is None else self.source.kept(target)
+        write_model(target, model, arrays, external=external_data, kept=kept)
 
     # ---- identity ------------------------------------------------------------------------
 

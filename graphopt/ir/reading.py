@@ -29,6 +29,7 @@ __all__ = [
     "INLINE_BYTES",
     "PACKED_TYPES",
     "Array",
+    "Read",
     "field_tag",
     "read_model",
 ]
@@ -57,8 +58,16 @@ class _Field(NamedTuple):
     end: int
 
 
-def read_model(source: str | Path | bytes) -> tuple[onnx.ModelProto, dict[str, Array]]:
-    """Return the skeleton and the large top-level initializers, by name.
+class Read(NamedTuple):
+    """What was read: the skeleton, large top-level initializers by name, and external files."""
+
+    skeleton: onnx.ModelProto
+    arrays: dict[str, Array]
+    external: tuple[Path, ...] = ()
+
+
+def read_model(source: str | Path | bytes) -> Read:
+    """Read the skeleton and the large top-level initializers, by name.
 
     In the skeleton those initializers keep name, shape and type, but no data. External data are
     read from the model's own folder and from nowhere else.
@@ -69,7 +78,7 @@ def read_model(source: str | Path | bytes) -> tuple[onnx.ModelProto, dict[str, A
     if is_packed(source):
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
             unpack(source, Path(folder) / "model.onnx")
-            return read_model(Path(folder) / "model.onnx")
+            return read_model(Path(folder) / "model.onnx")._replace(external=())
     if isinstance(source, bytes):
         return _parse(io.BytesIO(source), len(source), "the given bytes", None)
     path = Path(source)
@@ -82,9 +91,7 @@ def read_model(source: str | Path | bytes) -> tuple[onnx.ModelProto, dict[str, A
         raise ModelError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
-def _parse(
-    file: BinaryIO, size: int, what: str, folder: Path | None
-) -> tuple[onnx.ModelProto, dict[str, Array]]:
+def _parse(file: BinaryIO, size: int, what: str, folder: Path | None) -> Read:
     model, graph = io.BytesIO(), io.BytesIO()
     arrays: dict[str, Array] = {}
     try:
@@ -101,8 +108,7 @@ def _parse(
         ) from error
     if not skeleton.opset_import and not skeleton.graph.node:
         raise ModelError(f"{what}: not an ONNX model (no operator set, no nodes); check the file")
-    _load_external(skeleton, arrays, what, folder)
-    return skeleton, arrays
+    return Read(skeleton, arrays, _load_external(skeleton, arrays, what, folder))
 
 
 def _varint(file: BinaryIO) -> int:
@@ -219,7 +225,9 @@ def _read_array(file: BinaryIO, proto: onnx.TensorProto, offset: int, length: in
 
 def _load_external(
     skeleton: onnx.ModelProto, arrays: dict[str, Array], what: str, folder: Path | None
-) -> None:
+) -> tuple[Path, ...]:
+    """Read what lies in external files; return these."""
+    files: dict[Path, None] = {}
     for tensor in _external_tensors(skeleton.graph):
         if folder is None:
             raise ModelError(
@@ -228,6 +236,7 @@ def _load_external(
             )
         entry = {item.key: item.value for item in tensor.external_data}
         path = _inside(folder, entry.get("location", ""), tensor.name)
+        files[path.resolve()] = None
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -258,6 +267,7 @@ def _load_external(
             arrays[name] = array
         else:
             tensor.CopyFrom(numpy_helper.from_array(array, name))
+    return tuple(files)
 
 
 def _embedded(tensor: onnx.TensorProto) -> onnx.TensorProto:

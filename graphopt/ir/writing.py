@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from graphopt.files import atomic_file
+from graphopt.errors import TargetError
+from graphopt.files import atomic_file, is_one_of
 from graphopt.ir.reading import PACKED_TYPES, Array, field_tag
 
-__all__ = ["noted", "skeleton_tensor", "write_model", "written_size"]
+__all__ = ["data_path", "noted", "skeleton_tensor", "write_model", "written_size"]
 
 _SINGLE_FILE_LIMIT = 2**31 - 2**20
 """Protobuf refuses messages of 2 GiB; larger models get their weights in a file beside."""
@@ -37,35 +38,51 @@ def skeleton_tensor(name: str, array: Array, inline_bytes: int) -> onnx.TensorPr
     return proto
 
 
+def data_path(path: Path) -> Path:
+    """Where the weights of a model too large for one file go."""
+    return path.with_name(path.name + ".data")
+
+
 def write_model(
-    path: Path, skeleton: onnx.ModelProto, arrays: Mapping[str, Array], *, external: bool | None
+    path: Path,
+    skeleton: onnx.ModelProto,
+    arrays: Mapping[str, Array],
+    *,
+    external: bool | None,
+    kept: Sequence[Path] = (),
 ) -> None:
     """Write a skeleton and its large initializers, whole or not at all.
 
     `external` puts the large initializers into `<name>.data` beside the model; None does so only
-    where one file would pass protobuf's 2 GiB. Raises TargetError if the target cannot be written.
+    where one file would pass protobuf's 2 GiB. Raises TargetError if the target cannot be written,
+    or would replace a file that is `kept`.
     """
     total = sum(array.nbytes for array in arrays.values())
     if external is None:
         external = skeleton.ByteSize() + total > _SINGLE_FILE_LIMIT
+    beside = data_path(path)
+    for target in (path, beside) if external else (path,):
+        if is_one_of(target, kept):
+            raise TargetError(
+                f"{target}: holds weights of the model that was loaded; save under another name"
+            )
     if not external:
         with atomic_file(path) as file:
             _write_single(file, skeleton, arrays)
         return
-    beside = path.with_name(path.name + ".data")
     places: dict[str, tuple[int, int]] = {}
-    with atomic_file(beside) as file:
+    with atomic_file(path) as file, atomic_file(beside) as data:
         for name, array in arrays.items():
-            file.write(b"\0" * (-file.tell() % _EXTERNAL_ALIGNMENT))
-            places[name] = (file.tell(), array.nbytes)
-            file.write(_raw(array))
+            data.write(b"\0" * (-data.tell() % _EXTERNAL_ALIGNMENT))
+            places[name] = (data.tell(), array.nbytes)
+            data.write(_raw(array))
         model = onnx.ModelProto()
         model.CopyFrom(skeleton)
         for tensor in model.graph.initializer:
             if tensor.name in places:
                 _point(tensor, beside.name, *places[tensor.name])
-    with atomic_file(path) as file:
         file.write(model.SerializeToString(deterministic=True))
+        file.flush()  # both are whole before either takes its place, the data first
 
 
 def written_size(skeleton: onnx.ModelProto, arrays: Mapping[str, Array]) -> int:

@@ -172,6 +172,17 @@ def test_targets_that_cannot_be_meant(run: Run, model: Path) -> None:
     _refused(run, model, "-o", model.parent, says="is a directory")
 
 
+def test_targets_that_hold_weights_of_the_input(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(
+        convnet(), path, save_as_external_data=True, location="out.onnx.data", size_threshold=0
+    )
+    for target in ("out.onnx", "out.onnx.data"):
+        _refused(
+            run, path, "-o", tmp_path / target, says="out.onnx.data holds weights of the input"
+        )
+
+
 def test_full_disk_leaves_nothing_behind(model: Path) -> None:
     """A limit on the size of files stands for a full disk: writing fails in the middle."""
     code = (

@@ -62,6 +62,50 @@ def test_external_data_written_by_onnx(tmp_path: Path) -> None:
     assert_same_outputs(model, Graph.load(tmp_path / "a.onnx"), tolerance=0)
 
 
+def _beside(folder: Path, location: str) -> Graph:
+    """A model whose weights lie in another file."""
+    onnx.save(
+        _large(), folder / "a.onnx", save_as_external_data=True, location=location, size_threshold=0
+    )
+    return Graph.load(folder / "a.onnx")
+
+
+def test_weights_of_the_loaded_model_are_not_replaced(tmp_path: Path) -> None:
+    graph = _beside(tmp_path, "b.onnx.data").clone()
+    weights = (tmp_path / "b.onnx.data").read_bytes()
+    for target, external in (("b.onnx", True), ("b.onnx.data", None)):
+        with pytest.raises(TargetError, match=r"b\.onnx\.data: holds weights of the model"):
+            graph.save(tmp_path / target, external_data=external)
+    assert (tmp_path / "b.onnx.data").read_bytes() == weights
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.onnx", "b.onnx.data"]
+    graph.save(tmp_path / "b.onnx")
+    assert_same_outputs(_large(), Graph.load(tmp_path / "b.onnx"), tolerance=0)
+
+
+def test_a_model_is_replaced_with_its_own_weights(tmp_path: Path) -> None:
+    graph = _beside(tmp_path, "a.onnx.data")
+    graph.set_constant("w", np.negative(graph.constants()["w"]))
+    graph.save(tmp_path / "a.onnx", external_data=True)
+    assert_same_outputs(graph.to_model(), Graph.load(tmp_path / "a.onnx"), tolerance=0)
+
+
+def test_both_files_are_whole_before_either_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[tuple[str, list[int]]] = []
+    move = Path.replace
+
+    def watched(self: Path, other: Path) -> Path:
+        waiting = [entry for entry in tmp_path.glob(".*") if entry != self]
+        moved.append((other.name, [entry.stat().st_size for entry in waiting]))
+        return move(self, other)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    Graph.load(_large()).save(tmp_path / "a.onnx", external_data=True)
+    size = (tmp_path / "a.onnx").stat().st_size
+    assert moved == [("a.onnx.data", [size]), ("a.onnx", [])]
+
+
 @pytest.mark.parametrize(
     "dtype",
     [
