@@ -22,6 +22,7 @@ from graphopt.cli.options import (
 from graphopt.cli.show import print_table
 from graphopt.data import Dataset, input_specs, is_function_name
 from graphopt.data import open as open_data
+from graphopt.data.inputs import fixed_batch
 from graphopt.errors import DataError, ModelError
 from graphopt.ir import Graph
 from graphopt.manager import size_of_source
@@ -42,14 +43,16 @@ Pair = tuple[Path | Graph, Path | Graph]
 @click.command()
 @click.argument("model", type=FILE)
 @click.option("--against", type=FILE, multiple=True, help="Another model, timed in turns with it.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(min=1), help="Default: 1, or the only one that MODEL takes."
+)
 @threads_option
 @seed_option
 @json_option
 def bench(
     model: Path,
     against: Sequence[Path],
-    batch: int,
+    batch: int | None,
     threads: int,
     seed: int,
     json_file: Path | None,
@@ -58,7 +61,8 @@ def bench(
     check_json(json_file)
     graph = read_graph(model)
     others = {other: _openable(other, read_graph(other)) for other in against}
-    feeds = runnable_feeds(graph, seed, batch=batch).arrays
+    feeds = runnable_feeds(graph, seed, batch=batch or 1).arrays
+    size = _batch_size(model, graph, batch)
     plan = BenchPlan(threads=threads, seed=seed, memory=True)
     results = {
         other: run_bench(_openable(model, graph), other and others[other], feeds=feeds, plan=plan)
@@ -70,10 +74,21 @@ def bench(
         _row(other, result.b, result) for other, result in results.items() if other and result.b
     ]
     columns = ["model", "median ms", "p10", "p90", "peak MB", "ratio", "95 % interval", "verdict"]
-    print_table(f"batch {batch}, {threads_text(threads)}", columns, rows)
+    print_table(f"batch {size}, {threads_text(threads)}", columns, rows)
     if json_file is not None:
-        write_json(json_file, _bench_document(model, results, batch, threads))
+        write_json(json_file, _bench_document(model, results, size, threads))
     return 0
+
+
+def _batch_size(model: Path, graph: Graph, wanted: int | None) -> int:
+    """The size of the batches that are run; raises DataError for one that the model refuses."""
+    fixed = fixed_batch(input_specs(graph))
+    if fixed is not None and wanted not in (None, fixed):
+        raise DataError(
+            f"--batch {wanted}: {model.name} takes batches of {fixed} only; leave --batch out, or "
+            "export the model with an open batch"
+        )
+    return fixed or wanted or 1
 
 
 def _openable(model: Path, graph: Graph) -> Path | Graph:
