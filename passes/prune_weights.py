@@ -28,6 +28,14 @@ __all__ = ["PruneWeights"]
 
 _GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
 _SCHEDULES = ("one-shot", "iterative", "ramp", "surgery", "rewind")
+_UNUSED: Mapping[str, tuple[str, ...]] = {
+    "one-shot": (*(e.name for owner in (Plan, Guide) for e in fields(owner)), "steps", "until"),
+    "iterative": ("until",),
+    "ramp": ("steps", "holdout"),
+    "surgery": ("steps", "holdout"),
+    "rewind": ("until",),
+}
+"""Course -> options that it would ignore."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,12 @@ class PruneWeights(Plan, Guide, Pass):
                network that has not been trained.
 
     Trainings go by what `learn` says, labels if there are any; the other options are those of
-    `finetune`. Later trainings keep zeros zero. A file with zeros is not smaller by itself:
-    `graphopt pack` makes use of them, and `remove-dead-channels` of channels that nothing is left
-    of.
+    `finetune`. Only ramp and surgery have no `holdout`: the weights that do best on it may be from
+    before their end. Groups are made at once: with iterative and rewind `steps` is 1. Options that
+    a course has no use for are refused.
+
+    Later trainings keep zeros zero. A file with zeros is not smaller by itself: `graphopt pack`
+    makes use of them, and `remove-dead-channels` of channels that nothing is left of.
     """
 
     name: ClassVar[str] = "prune-weights"
@@ -94,6 +105,29 @@ class PruneWeights(Plan, Guide, Pass):
             raise RecipeError(f"{self.name}: steps must be at least 1, got {self.steps}")
         if not 0 < self.until <= 1:
             raise RecipeError(f"{self.name}: until must be above 0 and at most 1, got {self.until}")
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """Refuse what would be ignored."""
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        given = [name for name in _UNUSED[self.course] if vars(self)[name] != defaults[name]]
+        if given:
+            raise RecipeError(
+                f"{self.name}: course={self.course} has no use for {' and '.join(given)}; drop "
+                f"{'it' if len(given) == 1 else 'them'}, or choose another course "
+                f"({', '.join(_SCHEDULES)})"
+            )
+        if self.groups is None:
+            return
+        if self.allocation != defaults["allocation"]:
+            raise RecipeError(
+                f"{self.name}: groups={self.groups} has no use for allocation; drop it"
+            )
+        if self.course != "one-shot" and self.steps > 1:
+            raise RecipeError(
+                f"{self.name}: groups={self.groups} are made at once; give steps=1 with "
+                f"course={self.course}, got {self.steps}"
+            )
 
     def required(self) -> frozenset[Need]:
         if self.course == "one-shot":

@@ -119,7 +119,7 @@ def test_what_a_cut_and_what_pruning_notes_are_apart() -> None:
     teacher = small()
     graph = teacher.clone()
     context = Context(original=teacher, calibration=images(200))
-    for step in _passes("remove-channels{ratio=0.3,align=1},prune-weights{sparsity=0.5,epochs=1}"):
+    for step in _passes("remove-channels{ratio=0.3,align=1},prune-weights{sparsity=0.5}"):
         step.run(graph, context)
     assert noted_traces(graph)
     pruned = {name: array == 0 for name, array in graph.constants().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -115,6 +116,14 @@ def test_pruned_already_changes_nothing() -> None:
         ({"sparsity": 0.5, "steps": 0}, "steps must be at least 1"),
         ({"sparsity": 0.5, "until": 0.0}, "until must be above 0"),
         ({"sparsity": 0.5, "rate": 0.0}, "rate must be above 0"),
+        ({"sparsity": 0.5, "epochs": 3}, "course=one-shot has no use for epochs; drop it, or"),
+        ({"sparsity": 0.5, "rate": 0.1, "until": 0.9}, "no use for rate and until; drop them"),
+        ({"sparsity": 0.5, "steps": 2}, "course=one-shot has no use for steps"),
+        ({"sparsity": 0.5, "course": "ramp", "steps": 2}, "course=ramp has no use for steps"),
+        ({"sparsity": 0.5, "course": "surgery", "holdout": 0.2}, "surgery has no use for holdout"),
+        ({"sparsity": 0.5, "course": "rewind", "until": 0.5}, "course=rewind has no use for until"),
+        ({"groups": "2:4", "allocation": "global"}, "groups=2:4 has no use for allocation"),
+        ({"groups": "2:4", "course": "iterative"}, "give steps=1 with course=iterative, got 5"),
     ],
 )
 def test_nonsense_is_refused(options: dict[str, object], says: str) -> None:
@@ -139,12 +148,25 @@ def _run(step: PruneWeights, graph: Graph, data: Dataset) -> Graph:
 
 @pytest.mark.parametrize("course", ["iterative", "ramp", "surgery", "rewind"])
 def test_courses_end_at_the_level(course: Literal["iterative", "ramp"]) -> None:
-    step = PruneWeights(sparsity=0.7, course=course, steps=2, epochs=2, batch=16, augment=())
+    step = PruneWeights(sparsity=0.7, course=course, epochs=2, batch=16, augment=())
+    if course in ("iterative", "rewind"):
+        step = replace(step, steps=2)
     before = perceptron()
     graph = _run(step, perceptron(), vectors())
     assert _zeros(graph, "w0", "w1") == round(0.7 * 80)
     assert not np.array_equal(graph.constant("b0"), before.constant("b0"))  # type: ignore[arg-type]
     assert_valid(graph)
+
+
+def test_groups_are_trained_on_once() -> None:
+    step = PruneWeights(groups="2:4", course="iterative", steps=1, epochs=1, batch=16, augment=())
+    graph = _run(step, perceptron(), vectors())
+    pruned = [name for name in ("w0", "w1") if _zeros(graph, name)]
+    assert pruned
+    for name in pruned:
+        array = graph.constant(name)
+        assert array is not None
+        assert _zeros(graph, name) == array.size / 2
 
 
 def test_rewound_weights_start_from_the_first_values() -> None:
