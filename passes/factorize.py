@@ -32,6 +32,7 @@ from graphopt.factorize import (
     sizes_of,
     survey,
     with_offers,
+    within,
     within_time,
 )
 from graphopt.ir import Graph
@@ -140,7 +141,10 @@ class Factorize(Pass):
     def _rule(self) -> Rule:
         """From a layer and a method to the ranks that are asked for."""
         ((key, value),) = (self._given() or {"ratio": _DEFAULT_RATIO}).items()
-        return _RULES.get(key, _offered)(value, self.align)
+        rule = _RULES.get(key, _offered)(value, self.align)
+        return lambda query: dict.fromkeys(
+            within(query.method, query.kernel, ranks, self.align) for ranks in rule(query)
+        )
 
     def _check_rank(self, scene: Scene) -> None:
         """Refuse a rank that no layer's matrix has."""

@@ -7,7 +7,7 @@ from graphopt.factorize.kernels import Kernel, Sizes, kernel_of
 from graphopt.factorize.methods import METHODS
 from graphopt.factorize.offers import Goal, Offer, Query, Rule, Scene
 from graphopt.factorize.pieces import Ranks
-from graphopt.factorize.ranks import by_energy, by_evbmf, by_part, fixed, grid
+from graphopt.factorize.ranks import by_energy, by_evbmf, by_part, fixed, grid, within
 from graphopt.factorize.surveying import Survey, sizes_of, survey, with_offers
 from graphopt.factorize.timing import Timer, not_slower, within_time
 
@@ -36,5 +36,6 @@ __all__ = [
     "sizes_of",
     "survey",
     "with_offers",
+    "within",
     "within_time",
 ]

@@ -22,6 +22,11 @@ from graphopt.factorize.tensors import cp, cp_parts, tucker, tucker_parts
 __all__ = ["METHODS", "Method"]
 
 
+def _any(kernel: Kernel, ranks: Ranks) -> Ranks:
+    """Ranks of a single matrix, or of products of vectors, have nothing beside them."""
+    return ranks
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to factorize; ranks count components per group.
@@ -30,6 +35,7 @@ class Method:
     full       the ranks at which nothing is lost
     parts      the layers of the chain
     unfoldings the shapes of the matrices whose ranks they are, () where they are none
+    bound      the ranks, without what carries nothing beside the other ranks
     """
 
     fits: Callable[[Kernel], bool]
@@ -37,10 +43,18 @@ class Method:
     parts: Callable[[Kernel, Ranks], tuple[Part, ...]]
     unfoldings: Callable[[Kernel], tuple[tuple[int, int], ...]]
     decompose: Callable[[Kernel, Sample | None], Decomposition]
+    bound: Callable[[Kernel, Ranks], Ranks] = _any
 
 
 def _smaller(rows: int, columns: int) -> Ranks:
     return (min(rows, columns),)
+
+
+def _core(kernel: Kernel, ranks: Ranks) -> Ranks:
+    """Neither rank is larger than that of the core's unfolding, whose other side has all taps."""
+    outer, inner = ranks
+    taps = math.prod(kernel.taps)
+    return min(outer, inner * taps), min(inner, outer * taps)
 
 
 def _is_pointwise(kernel: Kernel) -> bool:
@@ -89,6 +103,7 @@ METHODS: Mapping[str, Method] = {
             (kernel.inputs, kernel.outputs * math.prod(kernel.taps)),
         ),
         decompose=tucker,
+        bound=_core,
     ),
     "cp": Method(
         fits=_spreads,

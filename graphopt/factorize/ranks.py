@@ -11,7 +11,7 @@ from graphopt.factorize.kernels import Kernel
 from graphopt.factorize.methods import Method
 from graphopt.factorize.pieces import Decomposition, Ranks
 
-__all__ = ["by_energy", "by_evbmf", "by_part", "fixed", "grid"]
+__all__ = ["by_energy", "by_evbmf", "by_part", "fixed", "grid", "within"]
 
 _STEPS = 30
 """Bisections: enough to tell single ranks apart."""
@@ -74,6 +74,17 @@ def grid(full: Ranks, cost: Callable[[Ranks], float], most: float, align: int) -
         if found is not None and found != seen:
             seen = found
             yield found
+
+
+def within(method: Method, kernel: Kernel, ranks: Ranks, align: int) -> Ranks:
+    """The ranks without what carries nothing beside the others, multiples of `align` if above it.
+
+    Matrices with empty columns would be filled up with random ones.
+    """
+    return tuple(
+        rank if rank <= most else most if most <= align else most // align * align
+        for rank, most in zip(ranks, method.bound(kernel, ranks), strict=True)
+    )
 
 
 def _downwards(full: Ranks, part: float, align: int) -> Ranks:

@@ -133,7 +133,9 @@ def test_chain_is_the_kernel_that_it_says(case: Case, share: float) -> None:
             continue
         sample = sample_for(kernel, case.seed)
         for full in (False, True):
-            ranks = method.full(kernel) if full else parts_of(method.full(kernel), share)
+            ranks = method.full(kernel)
+            if not full:
+                ranks = method.bound(kernel, parts_of(ranks, share))
             chain = method.decompose(kernel, sample).build(ranks, 3)
             sizes = [step.weight.size for step in chain.steps]
             assert sizes == [part.weights for part in method.parts(kernel, ranks)]
@@ -182,7 +184,7 @@ def test_refinement_never_makes_the_error_larger(case: Case) -> None:
         if not method.fits(kernel):
             continue
         decomposition = method.decompose(kernel, None)
-        ranks = parts_of(method.full(kernel), 0.4)
+        ranks = method.bound(kernel, parts_of(method.full(kernel), 0.4))
         plain, refined = (decomposition.build(ranks, rounds).kernel for rounds in (0, 8))
         assert error(kernel, refined, None) <= error(kernel, plain, None) + 1e-6
 

@@ -6,9 +6,20 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphopt.factorize import by_energy, by_part, fixed, grid
+from graphopt.factorize import (
+    METHODS,
+    Kernel,
+    by_energy,
+    by_part,
+    fixed,
+    grid,
+    kernel_of,
+    within,
+)
 from graphopt.factorize.kernels import Chain
 from graphopt.factorize.pieces import Decomposition, Ranks
+from graphopt.ir import Graph
+from tests.asserting import parse
 
 FULL = st.one_of(
     st.tuples(st.integers(1, 300)), st.tuples(st.integers(1, 300), st.integers(1, 300))
@@ -56,6 +67,20 @@ def test_by_energy_is_the_least_that_carries_it(values: list[float], share: floa
     carried = np.cumsum(spectrum**2) / np.sum(spectrum**2)
     assert carried[rank - 1] >= share - 1e-9
     assert rank == 1 or carried[rank - 2] < share + 1e-9
+
+
+@given(outer=st.integers(1, 27), inner=st.integers(1, 3), align=st.sampled_from([1, 8]))
+def test_ranks_of_a_core_hold_each_other_down(outer: int, inner: int, align: int) -> None:
+    text = """stem (float[1,3,8,8] x) => (float[1,64,6,6] y) <float[64,3,3,3] w> {
+        y = Conv<kernel_shape=[3,3]>(x, w)
+    }"""
+    graph = Graph.load(parse(text))
+    kernel = kernel_of(graph, graph.nodes[0])
+    assert isinstance(kernel, Kernel)
+    found = within(METHODS["tucker"], kernel, (outer, inner), align)
+    assert found[1] == inner
+    assert found[0] == (outer if outer <= 9 * inner else {1: 9, 8: 8}[align] * inner)
+    assert within(METHODS["svd"], kernel, (outer,), align) == (outer,)
 
 
 def test_fixed_knows_the_largest_rank() -> None:
