@@ -40,11 +40,12 @@ INLINE_BYTES = 4096
 """Initializers up to this many bytes stay in the skeleton, where protobuf is fast enough."""
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
-PACKED_TYPES = frozenset(
-    getattr(onnx.TensorProto, name)
-    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+_PACKED_BITS = {
+    getattr(onnx.TensorProto, name): bits
+    for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))
     if name in onnx.TensorProto.DataType.keys()  # noqa: SIM118 (an enum wrapper, not a dict)
-)
+}
+PACKED_TYPES = frozenset(_PACKED_BITS)
 
 
 class _WireError(ValueError):
@@ -241,7 +242,7 @@ def _load_external(
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 offset = int(entry.get("offset", "0"))
-                length = int(entry.get("length", str(size - offset)))
+                length = int(entry.get("length", _needed(tensor, size - offset)))
                 if offset < 0 or length < 0 or offset + length > size:
                     raise ModelError(
                         f"initializer {tensor.name!r}: external data {path.name!r} has {size} "
@@ -268,6 +269,15 @@ def _load_external(
         else:
             tensor.CopyFrom(numpy_helper.from_array(array, name))
     return tuple(files)
+
+
+def _needed(proto: onnx.TensorProto, rest: int) -> int:
+    """The bytes that a tensor's elements take, where that can be told; else the rest of a file."""
+    kind = proto.data_type
+    if kind not in onnx.helper.get_all_tensor_dtypes() or any(dim < 0 for dim in proto.dims):
+        return rest
+    whole = 8 * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).itemsize
+    return -(-math.prod(proto.dims) * _PACKED_BITS.get(kind, whole) // 8)
 
 
 def _embedded(tensor: onnx.TensorProto) -> onnx.TensorProto:

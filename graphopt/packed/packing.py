@@ -7,7 +7,7 @@ import mmap
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -128,27 +128,27 @@ def _beside(source: Path | bytes, name: str, what: str) -> Path:
     if isinstance(source, bytes):
         raise ModelError(f"{what}: data lie in the external file {name!r}; pack the model's path")
     path = source.parent / name
-    leaves = not path.resolve().is_relative_to(source.parent.resolve())
-    if leaves or set(name) & set("\\:\0") or {"", ".", ".."} & set(name.split("/")):
+    if not path.resolve().is_relative_to(source.parent.resolve()):
         raise ModelError(
             f"{what}: external data {name!r} leave the model's folder; put the file beside it"
+        )
+    if set(name) & set("\\:\0") or {"", ".", ".."} & set(name.split("/")):
+        raise ModelError(
+            f"{what}: external data are called {name!r}, and a packed model has plain names only, "
+            "as weights.bin or data/weights.bin; save the model with such a name"
         )
     return path
 
 
 def _bounded(payloads: tuple[Payload, ...], size: int, path: Path) -> tuple[Payload, ...]:
-    """Payloads of an external file, with the lengths that were open; raises ModelError past it."""
-    bounded = []
+    """Payloads of an external file, in elements that fit; raises ModelError past its end."""
     for place in payloads:
-        length = size - place.start if place.length < 0 else place.length
-        if place.start < 0 or place.start + length > size:
-            raise ModelError(
-                f"{path}: has {size} bytes, {place.start + length} are needed; copy the whole file"
-            )
-        bounded.append(
-            Payload(place.start, length, place.width if length % place.width == 0 else 1)
-        )
-    return tuple(bounded)
+        end = place.start + place.length
+        if not 0 <= place.start <= end <= size:
+            raise ModelError(f"{path}: has {size} bytes, {end} are needed; copy the whole file")
+    return tuple(
+        place if place.length % place.width == 0 else replace(place, width=1) for place in payloads
+    )
 
 
 def _file(

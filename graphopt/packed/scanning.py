@@ -6,6 +6,7 @@ numbers are those of onnx.proto.
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ _TREE: Mapping[str, Mapping[int, str]] = {
 }
 _DEEPEST = 100  # protobuf's own limit
 _MODEL_GRAPH, _MODEL_OPSET = 7, 8
-_DATA_TYPE, _FLOATS, _RAW, _DOUBLES, _EXTERNAL = 2, 4, 9, 10, 13
+_DIMS, _DATA_TYPE, _FLOATS, _RAW, _DOUBLES, _EXTERNAL = 1, 2, 4, 9, 10, 13
 # Bytes of an element by TensorProto.DataType; types of other numbers are taken as single bytes.
 _WIDTHS = {1: 4, 4: 2, 5: 2, 6: 4, 7: 8, 10: 2, 11: 8, 12: 4, 13: 8, 14: 4, 15: 8, 16: 2}
+_COMPLEX, _BITS = {14: 8, 15: 16}, {21: 4, 22: 4, 23: 4, 25: 2, 26: 2}
 
 
 def scan(content: Content, what: str) -> Scan:
@@ -93,6 +95,12 @@ def _varint(content: Content, place: int) -> tuple[int, int]:
     raise ValueError("a varint of more than ten bytes")
 
 
+def _varints(content: Content, start: int, end: int) -> Iterator[int]:
+    while start < end:
+        value, start = _varint(content, start)
+        yield value
+
+
 def _fields(content: Content, start: int, end: int) -> Iterator[_Place]:
     while start < end:
         tag, body = _varint(content, start)
@@ -124,18 +132,22 @@ def _tensors(content: Content, place: _Place, kind: str, depth: int) -> Iterator
 
 def _payload(content: Content, tensor: _Place) -> tuple[str | None, Payload | None]:
     """Where a tensor's elements lie, and in which file beside the model, None if in its own."""
-    width, entries = 1, dict[str, str]()
+    width, kind, dims, entries = 1, 0, list[int](), dict[str, str]()
     held: tuple[int, int, int] | None = None
     for number, wire, start, end in _fields(content, tensor[2], tensor[3]):
         if number == _DATA_TYPE and wire == 0:
-            width = _WIDTHS.get(_varint(content, start)[0], 1)
+            kind = _varint(content, start)[0]
+            width = _WIDTHS.get(kind, 1)
+        elif number == _DIMS:
+            dims += _varints(content, start, end)
         elif number in (_FLOATS, _RAW, _DOUBLES) and wire == 2:
             held = number, start, end
         elif number == _EXTERNAL and wire == 2:
             texts = {n: bytes(content[s:e]).decode() for n, _, s, e in _fields(content, start, end)}
             entries[texts.get(1, "")] = texts.get(2, "")
     if "location" in entries:
-        length = int(entries.get("length", "-1"))  # without one, to the end of the file
+        bits = _BITS.get(kind, 8 * _COMPLEX.get(kind, width))
+        length = int(entries.get("length", -(-math.prod(dims) * bits // 8)))
         return entries["location"], Payload(int(entries.get("offset", "0")), length, width)
     if held is None:
         return None, None

@@ -194,6 +194,73 @@ def one_run(model: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
         return opened.run(feeds)[0]
 
 
+def _without(source: Path, key: str) -> None:
+    """Leave out an entry of all references to external data."""
+    model = onnx.load(source, load_external_data=False)
+    for tensor in model.graph.initializer:
+        kept = [entry for entry in tensor.external_data if entry.key != key]
+        del tensor.external_data[:]
+        tensor.external_data.extend(kept)
+    source.write_bytes(model.SerializeToString())
+
+
+def test_external_data_of_unsaid_length(tmp_path: Path) -> None:
+    """Several tensors in one file: each has as many bytes as its elements take."""
+    source = _with_external_data(tmp_path / "a")
+    whole = pack(source, tmp_path / "m.gopt")
+    wanted = Graph.load(source).constants()
+    _without(source, "length")
+    for name, array in Graph.load(source).constants().items():
+        np.testing.assert_array_equal(array, wanted[name])
+    assert pack(source, tmp_path / "m.gopt").size <= whole.size
+    unpack(tmp_path / "m.gopt", tmp_path / "b" / "m.onnx")
+    for name in ("m.onnx", "data/w.bin"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    (tmp_path / "a" / "data" / "w.bin").write_bytes(bytes(1000))
+    with pytest.raises(ModelError, match="1000 bytes, 48000 are needed"):
+        pack(source, tmp_path / "m.gopt")
+    with pytest.raises(ModelError, match="1000 bytes, 48000 are needed"):
+        Graph.load(source)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.int4, np.complex64, np.float16])
+def test_external_elements_of_every_width(dtype: type, tmp_path: Path) -> None:
+    """Also of half a byte, and of two halves: the file ends where they do."""
+    rng = np.random.default_rng(0)
+    arrays: list[np.ndarray] = [rng.integers(-8, 8, size).astype(dtype) for size in (301, 400)]
+    tensors = [numpy_helper.from_array(array, f"w{n}") for n, array in enumerate(arrays)]
+    content = b""
+    for tensor in tensors:
+        raw, offset = tensor.raw_data, len(content)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "w.bin"), ("offset", str(offset))):
+            tensor.external_data.add(key=key, value=value)
+        content += raw
+    (tmp_path / "w.bin").write_bytes(content)
+    model = _holding(*tensors)
+    model.graph.node.extend(helper.make_node("Identity", [t.name], [f"{t.name}i"]) for t in tensors)
+    model.graph.output.extend(
+        helper.make_tensor_value_info(f"{t.name}i", t.data_type, t.dims) for t in tensors
+    )
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    pack(tmp_path / "m.onnx", tmp_path / "m.gopt")
+    assert restore(tmp_path / "m.gopt")["w.bin"] == content
+    loaded = Graph.load(tmp_path / "m.onnx").constants()
+    for tensor, array in zip(tensors, arrays, strict=True):
+        np.testing.assert_array_equal(loaded[tensor.name], array)
+
+
+def test_external_data_under_a_name_that_is_not_plain(tmp_path: Path) -> None:
+    source = _with_external_data(tmp_path / "a")
+    model = onnx.load(source, load_external_data=False)
+    for tensor in model.graph.initializer:
+        tensor.external_data[0].value = "./data/w.bin"
+    source.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"called './data/w\.bin', and a packed model has plain"):
+        pack(source, tmp_path / "m.gopt")
+
+
 @pytest.mark.parametrize("location", ["../w.bin", "/etc/hostname", "absent.bin"])
 def test_external_data_elsewhere(location: str, tmp_path: Path) -> None:
     source = _with_external_data(tmp_path / "a")

@@ -312,7 +312,6 @@ def test_a_bias_that_a_caller_might_override_stays_so() -> None:
     assert [entry.name for entry in made.to_model().graph.input] == ["x", "b"]
 
 
-@pytest.mark.filterwarnings("error")
 def test_tucker_ranks_that_the_core_cannot_have_are_not_asked_for() -> None:
     """In proportion to the full ones they would be 16 and 1, but the core has rank 9 at most."""
     text = """stem (float[1,3,16,16] x) => (float[1,64,16,16] y) <float[64,3,3,3] w> {
