@@ -137,16 +137,15 @@ class Layer:
 
     @property
     def _beta(self) -> float:
-        return float(self.node.attrs.get("beta", 1.0)) if self.node.op == "Gemm" else 1.0
+        """The factor of the bias; of one that counts for nothing, that of the bias to come."""
+        return (_beta(self.node) or 1.0) if self.node.op == "Gemm" else 1.0
 
     def _with_bias(self, graph: Graph, bias: Array) -> Layer:
-        node = NewNode(
-            self.node.op,
-            (self.data, self.weight, bias),
-            (self.output,),
-            dict(self.node.attrs),
-            name=self.node.name,
-        )
+        attrs = {
+            key: value for key, value in self.node.attrs.items() if (key, value) != ("beta", 0)
+        }
+        inputs = (self.data, self.weight, bias)
+        node = NewNode(self.node.op, inputs, (self.output,), attrs, name=self.node.name)
         graph.apply(Edit(remove=(self.node,), add=(node,)))
         made = graph.producer(self.output)
         found = None if made is None else find_layer(graph, made)
@@ -216,6 +215,8 @@ def find_layer(graph: Graph, node: gs.Node) -> Layer | None:
     if node.op == "MatMul":
         return _product(graph, node, array) if array.ndim == 2 else None
     bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2].name else None
+    if node.op == "Gemm" and _beta(node) == 0:
+        bias = None
     width = len(array) if node.op == "Conv" or node.attrs.get("transB") else array.shape[1]
     if bias is not None and not _solvable_bias(graph, bias, width):
         return None
@@ -281,6 +282,10 @@ def _solvable_bias(graph: Graph, name: str, width: int) -> bool:
         and (array.ndim == 0 or array.shape[-1] == width)
         and len(graph.consumers(name)) == 1
     )
+
+
+def _beta(gemm: gs.Node) -> float:
+    return float(gemm.attrs.get("beta", 1.0))
 
 
 def _constant(graph: Graph, name: str) -> Array:

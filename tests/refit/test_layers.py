@@ -21,6 +21,10 @@ CASES = {
         y = Conv<kernel_shape=[3], auto_pad="SAME_LOWER">(x, w, b) }""",
     "gemm": """(float[5,4] x) => (float[5,3] y) <float[3,4] w, float[3] b> {
         y = Gemm<transB=1, alpha=0.5, beta=2.0>(x, w, b) }""",
+    "gemm whose bias counts for nothing": """(float[5,4] x) => (float[5,3] y)
+    <float[4,3] w, float[3] b> { y = Gemm<alpha=0.5, beta=0.0>(x, w, b) }""",
+    "gemm without a bias": """(float[5,4] x) => (float[5,3] y) <float[4,3] w> {
+        y = Gemm<beta=2.0>(x, w) }""",
     "product": """(float[2,5,4] x) => (float[2,5,3] y) <float[4,3] w, float[3] b> {
         p = MatMul(x, w)
         y = Add(b, p) }""",
@@ -53,6 +57,22 @@ def test_writing_back_changes_what_is_computed(name: str) -> None:
     written = layer.write(graph, matrix)
     graph.verify()
     np.testing.assert_allclose(written.matrix(graph), matrix, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_written_is_computed(name: str) -> None:
+    model = parse("case " + CASES[name])
+    graph = Graph.load(model)
+    layer = find_layer(graph, graph.nodes[0])
+    assert layer is not None
+    rng = np.random.default_rng(3)
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    x = rng.standard_normal(shape).astype(np.float32)
+    matrix = rng.standard_normal(layer.matrix(graph).shape)
+    layer.write(graph, matrix)
+    (y,) = run_model(graph, {"x": x})
+    places = layer.places(x, 10_000, rng)
+    np.testing.assert_allclose(layer.rows(x, places) @ matrix, layer.results(y, places), atol=1e-4)
 
 
 def test_shared_weights_are_no_layer() -> None:
