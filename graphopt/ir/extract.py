@@ -43,7 +43,10 @@ def part(
         if value is not None:
             arrays[name] = value
         elif maker is not None and id(maker) not in nodes:
-            nodes[id(maker)] = exporter.node(maker)
+            nodes[id(maker)] = proto = exporter.node(maker)
+            for place, made in enumerate(proto.output):
+                if made in inputs or made in weights:  # beside another output that is needed
+                    proto.output[place] = graph.fresh(made)
             waiting.extend(tensor.name for tensor in maker.inputs if tensor.name)
     tensors = [skeleton_tensor(name, array, INLINE_BYTES) for name, array in arrays.items()]
     body = helper.make_graph(
