@@ -20,13 +20,8 @@ from graphopt.ir import Array, Graph, part
 from graphopt.quantize.layer_rounding import Manner, Rows, round_layer
 from graphopt.quantize.references import Reference, noted_references
 from graphopt.quantize.regions import Region, find_regions
-from graphopt.quantize.stored_layers import (
-    StoredLayer,
-    Target,
-    find_stored_layers,
-    find_target,
-    unfit_layers,
-)
+from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, unfit_layers
+from graphopt.quantize.targets import Target, find_target
 from graphopt.refit.frontier import Frontier
 
 __all__ = ["Anew", "round_anew"]

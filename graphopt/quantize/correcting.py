@@ -12,13 +12,8 @@ from graphopt.data import Dataset
 from graphopt.ir import Array, Graph
 from graphopt.quantize.expecting import expect
 from graphopt.quantize.references import noted_references
-from graphopt.quantize.stored_layers import (
-    StoredLayer,
-    Target,
-    find_stored_layers,
-    find_target,
-    write_bias,
-)
+from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, write_bias
+from graphopt.quantize.targets import Target, find_target
 from graphopt.refit.frontier import Frontier
 from graphopt.rewrite.affine import batch_norm
 from graphopt.rewrite.linear import linear_layer

@@ -1,9 +1,7 @@
-"""Layers that multiply weights stored as integers, and what each of them gave in the original."""
+"""Layers that multiply weights stored as integers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +10,13 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.quantize.grid import BIAS, Format, Grid
-from graphopt.quantize.references import Reference
 from graphopt.refit.layers import Layer
 from graphopt.rewrite.matching import is_op
-from graphopt.rewrite.ramps import clamp
 
 __all__ = [
     "Stored",
     "StoredLayer",
-    "Target",
     "find_stored_layers",
-    "find_target",
     "read_grid",
     "step_of",
     "unfit_layers",
@@ -84,16 +78,6 @@ class StoredLayer:
         return None if array is None else array.astype(np.float64).reshape(-1) * factor
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a layer gave in the original: a tensor there, how it was rescaled since, its clamp."""
-
-    tensor: str
-    reference: Reference
-    low: float
-    high: float
-
-
 def find_stored_layers(graph: Graph) -> list[StoredLayer]:
     """The layers of the main scope whose weight is stored and read by nobody else, in order."""
     layers = (_layer(graph, node) for node in graph.nodes)
@@ -145,6 +129,8 @@ def _stored(graph: Graph, name: str) -> Stored | str | None:
         return None
     if any(len(graph.consumers(each)) != 1 for each in (name, names[0])) or graph.is_output(name):
         return f"{names[0]!r} is read by others too"
+    if _format(codes.dtype) is None:
+        return f"{names[0]!r} holds {codes.dtype}, which are no integers"
     grid = read_grid(graph, reader, codes)
     return (
         f"the scale of {names[0]!r} is computed" if grid is None else Stored(names[0], reader, grid)
@@ -152,61 +138,32 @@ def _stored(graph: Graph, name: str) -> Stored | str | None:
 
 
 def read_grid(graph: Graph, node: gs.Node, codes: Array) -> Grid | None:
-    """The grid of a DequantizeLinear that reads such codes; None if its scale is computed."""
+    """The grid of a DequantizeLinear that reads such codes.
+
+    None if its scale is computed, or codes are no integers.
+    """
     names = [str(tensor.name) for tensor in node.inputs]
-    scale = graph.constant(names[1])
+    scale, form = graph.constant(names[1]), _format(codes.dtype)
     given = graph.constant(names[2]) if len(names) > 2 and names[2] else None
-    if scale is None or (given is None and len(names) > 2 and names[2]):
+    if scale is None or form is None or (given is None and len(names) > 2 and names[2]):
         return None
     zero = np.zeros(scale.shape, codes.dtype) if given is None else given
     axis = None if scale.ndim == 0 else int(node.attrs.get("axis", 1)) % max(codes.ndim, 1)
     block = int(node.attrs.get("block_size", 0))
-    return Grid(np.asarray(scale, np.float32), zero, _format(codes.dtype), axis, block)
+    return Grid(np.asarray(scale, np.float32), zero, form, axis, block)
 
 
-def _format(dtype: np.dtype[np.generic]) -> Format:
+def _format(dtype: np.dtype[np.generic]) -> Format | None:
+    """The whole range of an integer type; None for all others, as floats of 8 bits."""
     if dtype == BIAS.dtype:
         return BIAS
-    bits = int(str(dtype).removeprefix("u").removeprefix("int"))
+    digits = str(dtype).removeprefix("u").removeprefix("int")
+    if not digits.isdecimal():
+        return None
+    bits = int(digits)
     signed = not str(dtype).startswith("u")
     low = -(2 ** (bits - 1)) if signed else 0
     return Format(dtype, low, low + 2**bits - 1)
-
-
-def find_target(
-    graph: Graph, original: Graph, references: Mapping[str, Reference], layer: StoredLayer
-) -> Target | str:
-    """What the layer gave in the original before its activation; or why that cannot be told."""
-    name = _seen_as(graph, layer.layer.output)
-    reference = references.get(name, Reference(name, {}))
-    if reference.tensor not in original or original.constant(reference.tensor) is not None:
-        return f"the original has no tensor {reference.tensor!r}"
-    maker = original.producer(reference.tensor)
-    low, high = -math.inf, math.inf
-    tensor = reference.tensor
-    if maker is not None and name != layer.layer.output and is_op(maker, "Clip", "Relu"):
-        found = clamp(original, maker)
-        if found is None or (reference.divisors and found != (0.0, math.inf)):
-            return f"the clamp behind {name!r} is computed"
-        (low, high), tensor = found, str(maker.inputs[0].name)
-    elif maker is not None and name != layer.layer.output and is_op(maker, "DequantizeLinear"):
-        rounder = original.producer(maker.inputs[0].name)
-        if rounder is None or not is_op(rounder, "QuantizeLinear"):
-            return f"the original stores {name!r}"
-        tensor = str(rounder.inputs[0].name)
-    if original.producer(tensor) is None:
-        return f"the original does not compute {tensor!r}"
-    return Target(tensor, reference, low, high)
-
-
-def _seen_as(graph: Graph, output: str) -> str:
-    """The name under which what a layer gives is read from its grid."""
-    for reader in graph.consumers(output):
-        if is_op(reader, "QuantizeLinear"):
-            backs = graph.consumers(reader.outputs[0].name)
-            if backs and is_op(backs[0], "DequantizeLinear"):
-                return str(backs[0].outputs[0].name)
-    return output
 
 
 def write_bias(graph: Graph, layer: StoredLayer, bias: Doubles, grid: Grid | None = None) -> None:

@@ -27,7 +27,7 @@ def to_floats(graph: Graph) -> int:
     A grid that begins at 0 clamps, and may stand for a Relu that was absorbed, one that ends at 6
     for a Clip: these come back where values could be negative. Grids of the model's own inputs
     and outputs that are integers stay. Raises RecipeError for operators that compute on integers
-    themselves.
+    themselves, and for codes that are no integers.
     """
     other = sorted({node.op for node in graph.all_nodes() if is_quantized_op(node)} - _PAIR)
     if other:
@@ -35,8 +35,11 @@ def to_floats(graph: Graph) -> int:
             "quantize-static: requantize takes back QuantizeLinear and DequantizeLinear, the model "
             f"computes by {', '.join(other[:3])}; give the float model, or one with such pairs"
         )
+    readers = [node for node in graph.nodes if is_op(node, "DequantizeLinear")]
+    for node in readers:
+        _check_type(graph, str(node.inputs[0].name))
     count, earlier = 0, dict[str, str]()
-    for node in [n for n in graph.nodes if is_op(n, "DequantizeLinear")]:
+    for node in readers:
         edit = _constant(graph, node) or _pair(graph, node)
         if edit is not None:
             earlier |= {new: old for old, new in edit.replace.items()}
@@ -51,6 +54,15 @@ def to_floats(graph: Graph) -> int:
 
 
 _PAIR = {"DequantizeLinear", "QuantizeLinear"}
+
+
+def _check_type(graph: Graph, codes: str) -> None:
+    dtype = graph.dtype(codes)
+    if dtype is not None and "int" not in dtype.name:
+        raise RecipeError(
+            f"quantize-static: requantize takes back integers, {codes!r} holds {dtype.name}; give "
+            "the float model"
+        )
 
 
 def _constant(graph: Graph, node: gs.Node) -> Edit | None:

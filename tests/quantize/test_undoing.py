@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -14,8 +15,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
+from graphopt.quantize.stored_layers import find_stored_layers, unfit_layers
 from graphopt.quantize.undoing import to_floats
+from passes.adaround import AdaRound
+from passes.correct_bias import CorrectBias
 from passes.quantize_static import QuantizeStatic
+from passes.quantize_weights import QuantizeWeights
 from tests.asserting import assert_valid, operators, parse, random_inputs, run_model
 from tests.quantize.executing import calibration, decibels, quantized, run_optimized
 from tests.quantize.test_static import NETWORK
@@ -112,3 +117,22 @@ def test_operators_on_integers_are_refused_by_name(tmp_path: Path) -> None:
     theirs = _made_by_onnxruntime(graph, tmp_path, QuantFormat.QOperator)
     with pytest.raises(RecipeError, match=r"computes by .*QLinear.*give the float model"):
         _again(theirs, graph)
+
+
+def test_floats_of_eight_bits_are_refused_and_no_layer_of_integers() -> None:
+    text = "net (float[N,64] x) => (float[N,64] y) <float[64,64] w> { y = MatMul(x, w) }"
+    original = Graph.load(parse(text, opset=19))
+    graph = original.clone()
+    QuantizeWeights().run(graph, Context(original=original))
+    codes = graph.constants()["w_codes"].astype(np.float32)
+    graph.set_constant("w_codes", codes.astype(ml_dtypes.float8_e4m3fn))
+    graph.reshape_notice()
+    assert_valid(graph)
+    assert find_stored_layers(graph) == []
+    assert unfit_layers(graph) == {"y": "'w_codes' holds float8_e4m3fn, which are no integers"}
+    before, context = graph.fingerprint(), Context(original, calibration=calibration(original))
+    CorrectBias().run(graph, context)
+    AdaRound(steps=0).run(graph, context)
+    assert graph.fingerprint() == before
+    with pytest.raises(RecipeError, match="'w_codes' holds float8_e4m3fn; give the float model"):
+        to_floats(graph)
