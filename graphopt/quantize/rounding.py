@@ -129,7 +129,8 @@ def _solvable(graph: Graph, weight: Weight) -> Layer | None:
         return None
     array = graph.constant(weight.name)
     assert array is not None, "a layer has a constant weight"
-    columns = array[0].size if layer.node.op == "Conv" else array.size // len(array.T)
+    axis = 1 if layer.node.attrs.get("transB", 0) else 0
+    columns = array[0].size if layer.node.op == "Conv" else array.shape[axis]
     return layer if columns <= WIDEST else None
 
 

@@ -12,6 +12,7 @@ from graphopt.data import Dataset
 from graphopt.errors import ModelError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
+from graphopt.quantize import rounding
 from graphopt.quantize.gptq import sweep
 from graphopt.quantize.grid import INT4, UINT4, Grid
 from graphopt.quantize.scales import fit_grid
@@ -236,3 +237,27 @@ def test_bad_options() -> None:
         QuantizeWeights(bits=3)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="method=gptq needs inputs"):
         stored(Graph.load(parse(NETWORK)), QuantizeWeights(method="gptq"))
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "solved"), [(24, 96, True), (96, 24, False)])
+@pytest.mark.parametrize("turned", [True, False])
+def test_how_wide_a_layer_is_does_not_depend_on_how_it_is_stored(
+    inputs: int, outputs: int, solved: bool, turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "WIDEST", 50)
+    shape = f"{outputs},{inputs}" if turned else f"{inputs},{outputs}"
+    text = f"""net (float[N,{inputs}] x) => (float[N,{outputs}] y) <float[{shape}] w> {{
+        y = Gemm<transB={int(turned)}>(x, w) }}"""
+    before = Graph.load(parse(text))
+    rng = np.random.default_rng(0)
+    mixed = rng.standard_normal((inputs, inputs)) / np.sqrt(inputs)
+    x = (rng.standard_normal((256, inputs)) @ mixed).astype(np.float32)
+    data = Dataset.from_arrays({"x": x})
+    nearest, own = (
+        read_back(stored(before, step, data), "w")
+        for step in (
+            QuantizeWeights(bits=4, block=0),
+            QuantizeWeights(bits=4, block=0, method="gptq"),
+        )
+    )
+    assert np.array_equal(nearest, own) is not solved
