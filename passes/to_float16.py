@@ -12,7 +12,7 @@ from graphopt.ir import Graph
 from graphopt.passbase import Context, Note, Pass, Promise
 from graphopt.quantize.halves import LARGEST, compute_in_halves, float_tensors, store_halves
 from graphopt.quantize.upgrading import require_opset
-from graphopt.runtime import observe
+from graphopt.runtime.observing import batch_size_for, observe
 
 __all__ = ["ToFloat16"]
 
@@ -60,14 +60,20 @@ class ToFloat16(Pass):
         context.notes["kept_single"] = dict[str, Note](kept)
 
     def _large(self, graph: Graph, context: Context) -> dict[str, float]:
-        """Tensors that the type may not hold, with their largest magnitude on the inputs."""
+        """Tensors that the type may not hold, with their largest magnitude on the inputs.
+
+        Infinite values, as those of masks, are infinite in either type.
+        """
         peaks: dict[str, float] = {}
         names = float_tensors(graph)
         if context.calibration is None or not names:
             return peaks
         dataset = context.calibration.take(self.samples)
-        for made in observe(graph, names, dataset, batch_size=_BATCH, threads=context.threads):
+        size = min(_BATCH, batch_size_for(graph, names))
+        for made in observe(
+            graph, names, dataset, batch_size=size, threads=context.threads, check=False
+        ):
             for name, value in made.items():
-                peak = float(np.abs(value).max(initial=0.0))
+                peak = float(np.abs(value[np.isfinite(value)]).max(initial=0.0))
                 peaks[name] = max(peaks.get(name, 0.0), peak)
         return {name: peak for name, peak in peaks.items() if peak * _MARGIN > LARGEST[self.type]}

@@ -52,8 +52,11 @@ def store_halves(graph: Graph, kind: str) -> tuple[list[str], dict[str, str]]:
     for name, array in graph.constants().items():
         if array.dtype != _SINGLE or array.size < _WORTH or not graph.consumers(name):
             continue
+        scopes = {id(graph.scope_of(node)) for node in graph.consumers(name)}
         if graph.is_output(name):
             left[name] = "it is an output"
+        elif len(scopes) > 1:
+            left[name] = "it is read inside a body and outside"
         elif _too_large(array, kind):
             left[name] = f"{np.abs(array).max():.4g} is larger than {kind} can hold"
         else:
@@ -80,8 +83,9 @@ def _reading(node: gs.Node, names: Mapping[str, str]) -> NewNode:
 
 
 def float_tensors(graph: Graph) -> list[str]:
-    """The computed float32 tensors of the main scope."""
-    return [
+    """The float32 tensors of the main scope: inputs, and what is computed."""
+    inputs = [name for name in graph.inputs if graph.dtype(name) == _SINGLE]
+    return inputs + [
         tensor.name
         for node in graph.nodes
         for tensor in node.outputs

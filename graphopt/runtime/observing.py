@@ -28,12 +28,13 @@ def observe(
     batch_size: int,
     threads: int = 1,
     optimize: Optimize = "none",
+    check: bool = True,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The values of tensors, inputs among them, by name, for one batch after the other.
 
     Only what they depend on is run; the last batch may be smaller. Where nothing is optimized no
     weight is copied; optimized, the run is faster and rounds otherwise. Raises DataError for
-    values that are not finite.
+    values that are not finite, if they are to be checked.
     """
     wanted = list(dict.fromkeys(names))
     computed = [name for name in wanted if name not in graph.inputs]
@@ -45,7 +46,7 @@ def observe(
         for feeds in dataset.batches(batch_size):
             made = session.run(feeds) if session is not None else []
             found = {**feeds, **dict(zip(computed, made, strict=True))}
-            yield {name: _finite(name, found[name]) for name in wanted}
+            yield {name: _finite(name, found[name]) if check else found[name] for name in wanted}
 
 
 def batch_size_for(graph: Graph, tensors: Collection[str]) -> int:

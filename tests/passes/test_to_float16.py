@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,9 @@ from graphopt.data import Dataset
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
+from graphopt.runtime import observing
+from graphopt.runtime.observing import observe
+from passes import to_float16
 from passes.to_float16 import ToFloat16
 from tests.asserting import assert_same_outputs, assert_valid, operators, parse, run_model
 
@@ -106,3 +110,78 @@ def test_bad_options() -> None:
         ToFloat16(type="float8")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="samples must be at least 1"):
         ToFloat16(samples=0)
+
+
+MASKED = """net (float[N,8] x) => (float[N,8] y) <float[8,8] w, float zero = {0.0}, float low> {
+    g = Greater(x, zero)
+    m = Where(g, x, low)
+    s = Softmax<axis=-1>(m)
+    y = MatMul(s, w)
+}"""
+
+
+def test_infinite_masks_are_halves_too() -> None:
+    before = Graph.load(parse(MASKED))
+    before.set_constant("low", np.array(-np.inf, np.float32))
+    x = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+    x[:, 0] = 1.0
+    graph, context = converted(before, ToFloat16(compute=True), Dataset.from_arrays({"x": x}))
+    assert context.notes["too_large"] == {}
+    computed = context.notes["computed"]
+    assert isinstance(computed, list)
+    assert {"m", "s", "y"} <= {*map(str, computed)}
+    (wanted,), (found,) = run_model(before, {"x": x}), run_model(graph, {"x": x})
+    assert np.abs(found - wanted).max() < 5e-3 * np.abs(wanted).max()
+
+
+def test_inputs_that_do_not_fit_are_read_in_single_precision() -> None:
+    text = (
+        "net (float[N,8] x) => (float[N,8] y) <float c = {0.00001}> { m = Mul(x, c) y = Tanh(m) }"
+    )
+    before = Graph.load(parse(text))
+    x = 1e5 * np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+    graph, context = converted(before, ToFloat16(compute=True), Dataset.from_arrays({"x": x}))
+    large = context.notes["too_large"]
+    assert isinstance(large, dict)
+    assert list(large) == ["x"]
+    assert context.notes["left_alone"] == {"m": "float16 cannot hold the values of 'x'"}
+    (wanted,), (found,) = run_model(before, {"x": x}), run_model(graph, {"x": x})
+    assert np.abs(found - wanted).max() < 5e-3
+
+
+def test_batches_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def watched(
+        graph: Graph,
+        names: Sequence[str],
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        threads: int,
+        check: bool,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        sizes.append(batch_size)
+        return observe(graph, names, dataset, batch_size=batch_size, threads=threads, check=check)
+
+    monkeypatch.setattr(to_float16, "observe", watched)
+    data = Dataset.from_arrays(FEEDS)
+    converted(Graph.load(parse(NETWORK)), ToFloat16(compute=True), data)
+    monkeypatch.setattr(observing, "_BATCH_BYTES", 1)
+    converted(Graph.load(parse(NETWORK)), ToFloat16(compute=True), data)
+    assert sizes == [16, 1]
+
+
+def test_a_weight_that_a_body_reads_too_stays() -> None:
+    text = """net (float[N,8] x, bool c) => (float[N,8] y) <float[8,8] w> {
+        h = MatMul(x, w)
+        y = If(c) <
+            then_branch = more () => (float[N,8] a) { a = MatMul(h, w) },
+            else_branch = less () => (float[N,8] b) { b = Relu(h) }
+        >
+    }"""
+    before = Graph.load(parse(text))
+    graph, context = converted(before, ToFloat16())
+    assert context.notes["kept_single"] == {"w": "it is read inside a body and outside"}
+    feeds = {"x": np.ones((2, 8), np.float32), "c": np.array(True)}
+    assert_same_outputs(before.to_model(), graph, feeds=feeds, tolerance=0.0)
