@@ -53,7 +53,11 @@ class Rule:
 
 
 def _only_first_output(graph: Graph, node: gs.Node) -> str | None:
-    used = [t.name for t in node.outputs[1:] if t.name and graph.consumers(t.name)]
+    used = [
+        t.name
+        for t in node.outputs[1:]
+        if t.name and (graph.consumers(t.name) or graph.is_output(t.name))
+    ]
     return f"its output {used[0]!r} is read" if used else None
 
 

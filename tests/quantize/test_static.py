@@ -202,3 +202,20 @@ def test_random_networks_stay_whole_and_near(text: str) -> None:
             assert want.shape == got.shape
             assert want.dtype == got.dtype
             assert decibels(want, got) > 8
+
+
+@pytest.mark.parametrize("ends", ["", ", int64[N,8,3,3] i"])
+def test_a_pool_that_gives_places_stays_in_floats(ends: str) -> None:
+    text = f"""pools (float[N,4,6,6] x) => (float[N,8,3,3] y{ends})
+    <float[8,4,1,1] w, float[8,8,1,1] v> {{
+        c = Conv<kernel_shape=[1,1]>(x, w)
+        p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(c)
+        y = Conv<kernel_shape=[1,1]>(p, v)
+    }}"""
+    graph, result = quantized(text)
+    pooled = [unit for unit in place(graph).units if unit.op == "MaxPool"]
+    assert len(pooled) == (0 if ends else 1)
+    assert_valid(result)
+    feeds = random_inputs(graph.to_model(), size=4)
+    wanted, found = run_model(graph, feeds), run_optimized(result, feeds)
+    assert decibels(wanted[0], found[0]) > 25
