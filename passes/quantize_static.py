@@ -12,7 +12,7 @@ from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.quantize.calibrators import CALIBRATORS
 from graphopt.quantize.collecting import Effort
-from graphopt.quantize.sensitivity import decibels
+from graphopt.quantize.sensitivity import capped, decibels
 from graphopt.quantize.static import BATCH_NORM, BEST, Findings, Settings, quantize
 
 __all__ = ["QuantizeStatic"]
@@ -46,7 +46,7 @@ class QuantizeStatic(Pass):
 
     A model that has QuantizeLinear and DequantizeLinear already is left as it is. With
     `requantize` these go first, and constants become floats: where a grid begins at 0 a Relu that
-    it may stand for comes back, or a Clip if it ends at 6.
+    it may stand for comes back, or a Clip if it ends at 6. Floats it stays if integers do not pay.
     """
 
     name: ClassVar[str] = "quantize-static"
@@ -123,6 +123,8 @@ def _note(found: Findings, notes: dict[str, Note]) -> None:
         )
     elif found.why is not None:
         notes["remark"] = f"all stays in floats: {found.why}"
+    elif not found.judged:
+        notes["remark"] = "outputs are made of no floats that could be compared: no error is known"
     elif found.freed:
         notes["remark"] = f"stay in floats, for integers ruin the outputs: {_few(_rated(found))}"
     elif found.alone:
@@ -147,12 +149,13 @@ def _note(found: Findings, notes: dict[str, Note]) -> None:
 
 def _alone(found: Findings) -> Iterator[Note]:
     """What each layer alone does to the outputs, the worst first."""
-    total = max(sum(found.alone.values()), 1e-30)
+    errors = capped(found.alone)
+    total = max(sum(errors.values()), 1e-30)
     for name, error in sorted(found.alone.items(), key=lambda item: -item[1]):
         yield {
             "layer": name,
             "decibels": decibels(error),
-            "share": error / total,
+            "share": errors[name] / total,
             "in_floats": name in found.freed,
         }
 

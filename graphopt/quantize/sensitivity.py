@@ -15,37 +15,81 @@ from graphopt.ir import Graph
 from graphopt.quantize.insertion import insert
 from graphopt.quantize.placement import Unit
 from graphopt.quantize.plan import Plan
+from graphopt.rewrite.matching import is_op
 from graphopt.runtime import Session
 
-__all__ = ["Errors", "decibels", "layer_errors", "layers_to_free", "only"]
+__all__ = ["Errors", "capped", "decibels", "layer_errors", "layers_to_free", "only"]
 
 _BATCH = 16
+
+_RUINED = 100.0
+"""What an infinite relative square error counts as, where errors are added up."""
 
 
 @dataclass(frozen=True)
 class Errors:
-    """The outputs of a graph on some inputs, to compare others with; `power` is their square."""
+    """What a graph gives on some inputs, to compare others with.
+
+    Its outputs of floating type; where it has none, the floats from which the others are made.
+    `names` are these, empty for outputs. `wanted` has one entry for each, values in one row.
+    """
 
     dataset: Dataset
     wanted: Sequence[np.ndarray]
     threads: int
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, graph: Graph, dataset: Dataset, threads: int) -> Errors:
-        return cls(dataset, _outputs(graph, dataset, threads), threads)
+        judged = any(graph.is_float(name) for name in graph.outputs)
+        names = () if judged else _floats_before_outputs(graph)
+        return cls(dataset, _values(graph, names, dataset, threads), threads, names)
 
     def relative(self, graph: Graph) -> float:
-        """The outputs' square error over their square, summed over outputs of floating type."""
-        found = _outputs(graph, self.dataset, self.threads)
-        total = 0.0
-        for want, got in zip(self.wanted, found, strict=True):
-            power = max(float((want**2).sum()), 1e-30)
-            total += float(((want - got) ** 2).sum()) / power
-        return total
+        """The square error over the square, summed over what is compared.
+
+        Infinite where sizes, which can depend on data (a detector's boxes), are others, or where
+        other values are not finite.
+        """
+        found = _values(graph, self.names, self.dataset, self.threads)
+        pairs = zip(self.wanted, found, strict=True)
+        return float(sum(_relative(want, got) for want, got in pairs))
 
 
-def _outputs(graph: Graph, dataset: Dataset, threads: int) -> list[np.ndarray]:
-    with Session.open(graph, threads=threads) as session:
+def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
+    if wanted.shape != found.shape:
+        return math.inf
+    finite = np.isfinite(wanted)
+    same = np.array_equal(found[~finite], wanted[~finite], equal_nan=True)
+    if not same or not np.isfinite(found[finite]).all():
+        return math.inf
+    error = float(np.square(wanted[finite] - found[finite]).sum())
+    return error / max(float(np.square(wanted[finite]).sum()), 1e-30)
+
+
+def _floats_before_outputs(graph: Graph) -> tuple[str, ...]:
+    """The computed floats nearest to the outputs, sizes of tensors aside."""
+    found: dict[str, None] = {}
+    names = list(graph.outputs)
+    seen = set(names)
+    for name in names:
+        maker = graph.producer(name)
+        if maker is None or is_op(maker, "Shape", "Size"):
+            continue
+        sources = {str(tensor.name) for tensor in maker.inputs if tensor.name} - seen
+        seen |= sources
+        for source in sorted(sources):
+            if graph.is_float(source) and graph.producer(source) is not None:
+                found[source] = None
+            else:
+                names.append(source)
+    return tuple(found)
+
+
+def _values(graph: Graph, names: Sequence[str], dataset: Dataset, threads: int) -> list[np.ndarray]:
+    """The floats among the outputs, or these tensors, over all inputs; each in one row."""
+    shown = graph.with_outputs(names) if names else graph
+    with Session.open(shown, threads=threads) as session:
         runs = [session.run(feeds) for feeds in dataset.batches(_BATCH)]
     columns = [column for column in zip(*runs, strict=True) if column[0].dtype.kind == "f"]
     return [np.concatenate([array.reshape(-1) for array in c]).astype(np.float64) for c in columns]
@@ -53,7 +97,14 @@ def _outputs(graph: Graph, dataset: Dataset, threads: int) -> list[np.ndarray]:
 
 def decibels(relative: float) -> float:
     """Signal over error, in decibels."""
-    return -10 * math.log10(relative) if relative > 0 else math.inf
+    return math.inf if relative == 0 else -10 * math.log10(relative)
+
+
+def capped(errors: Mapping[str, float]) -> dict[str, float]:
+    """Errors that can be added up: an infinite one counts as the largest, and ruin at least."""
+    known = [error for error in errors.values() if math.isfinite(error)]
+    worst = max([_RUINED, *known])
+    return {name: min(error, worst) for name, error in errors.items()}
 
 
 def only(plan: Plan, units: Sequence[Unit]) -> Plan:
@@ -67,12 +118,15 @@ def layer_errors(
     errors: Errors,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> dict[str, float]:
-    """What each layer alone on integers does to the outputs: relative square errors."""
+    """What each layer alone on integers does to the outputs: relative square errors.
+
+    By the output of the layer's own node, which it has whatever it absorbs.
+    """
     found = {}
     for count, unit in enumerate(plan.layers):
         alone = graph.clone()
         insert(alone, only(plan, [unit]))
-        found[unit.name] = errors.relative(alone)
+        found[unit.nodes[0]] = errors.relative(alone)
         progress((count + 1) / len(plan.layers))
     return found
 
@@ -82,13 +136,14 @@ def layers_to_free(
 ) -> list[str]:
     """The layers whose return to floats takes the error to the budget, at the fewest MACs.
 
-    Errors of single layers are taken to add up, and to make up the whole between them.
+    Layers are named as by `layer_errors`. Errors of single layers are taken to add up, and those of
+    the plan's layers to make up the whole between them.
     """
-    macs = node_macs(graph)
-    scale = total / max(sum(alone.values()), 1e-30)
-    items = {
-        unit.name: [(1.0, alone[unit.name] * scale, float(macs.get(unit.nodes[0], 0)) + 1.0)]
-        for unit in plan.layers
-    }
+    macs, losses = node_macs(graph), capped(alone)
+    names = [unit.nodes[0] for unit in plan.layers]
+    if not math.isfinite(total):
+        total = max([_RUINED, *losses.values()])
+    scale = total / max(sum(losses[name] for name in names), 1e-30)
+    items = {name: [(1.0, losses[name] * scale, float(macs.get(name, 0)) + 1.0)] for name in names}
     freed = choose(items, total - budget)
     return [name for name, part in freed.items() if part]

@@ -66,7 +66,10 @@ class Settings:
 
 @dataclass
 class Findings:
-    """What a run found out, for the report; `plan` is None where nothing was quantized."""
+    """What a run found out, for the report; `plan` is None where nothing was quantized.
+
+    `judged` is whether there was anything to measure the error of.
+    """
 
     plan: Plan | None = None
     already: bool = False
@@ -74,6 +77,7 @@ class Findings:
     calibrator: str | None = None
     why: str | None = None
     collected: Collected | None = None
+    judged: bool = True
     decibels: float | None = None
     alone: Mapping[str, float] = field(default_factory=dict)
     freed: list[str] = field(default_factory=list)
@@ -96,9 +100,10 @@ def quantize(
     """Quantize a graph in place, or leave it alone and say why.
 
     Without a data set ranges are those of the statistics that `original` has, and errors of the
-    outputs are not known. Raises DataError for inputs that cannot calibrate, RecipeError if
-    neither inputs nor statistics show a range, ModelError for an operator set that cannot be
-    converted.
+    outputs are not known. A model that was quantized before stays in the floats it was made if
+    integers do not pay. Raises DataError for inputs that cannot calibrate, RecipeError if neither
+    inputs nor statistics show a range, ModelError for an operator
+    set that cannot be converted.
     """
     findings = Findings()
     changed = graph.clone()
@@ -111,10 +116,11 @@ def quantize(
     placement = place(changed, settings.exclude)
     if not any(unit.weight for unit in placement.units):
         findings.why = "no layer has a kernel on integers"
-        return findings
+        return _in_floats(graph, changed, findings)
     errors = None
     if dataset is not None:
         errors = Errors.of(changed, dataset.take(_JUDGED), settings.threads)
+        findings.judged = bool(errors.wanted)
     if settings.calibrator == BATCH_NORM:
         seen, findings.unknown = expected(changed, original, settings.exclude, settings.inputs)
         placement = place(changed, settings.exclude, floats=findings.unknown)
@@ -128,19 +134,29 @@ def quantize(
         settings = replace(settings, calibrator=_best(changed, placement, seen, settings, errors))
     findings.calibrator = settings.calibrator
     plan = _planned(changed, placement, seen, settings)
-    if settings.alone and errors is not None:
+    names = {unit.nodes[0]: unit.name for unit in plan.layers}
+    if settings.alone and errors is not None and findings.judged:
         findings.alone = _alone(changed, plan, errors, progress)
-    if settings.least_db is not None and errors is not None:
+    if settings.least_db is not None and errors is not None and findings.judged:
         plan = _near_enough(changed, plan, seen, errors, settings, progress, findings)
+    findings.alone = {names[node]: error for node, error in findings.alone.items()}
+    findings.freed = [names[node] for node in findings.freed]
     if settings.pays and findings.why is None:
         progress("timing", 0.0)
         plan = _fastest(changed, plan, example_feeds(changed, dataset, 0), settings, findings)
     if findings.why is not None:
-        return findings
+        return _in_floats(graph, changed, findings)
     findings.saturating = plan.saturating(changed)
     insert(changed, plan)
     findings.plan = plan
     graph.adopt(changed)
+    return findings
+
+
+def _in_floats(graph: Graph, floats: Graph, findings: Findings) -> Findings:
+    """Leave the graph as it was, or, if it was quantized before, as it was made floats."""
+    if findings.undone:
+        graph.adopt(floats)
     return findings
 
 
@@ -171,19 +187,25 @@ def _near_enough(
     progress: Progress,
     findings: Findings,
 ) -> Plan:
-    """A plan whose outputs are near enough: layers that ruin them go back to floats."""
+    """A plan whose outputs are near enough: layers that ruin them go back to floats.
+
+    They are noted by the output of their own node: what they absorb changes once others are freed.
+    """
     assert settings.least_db is not None, "there is a limit"
     wanted = budget = 10 ** (-settings.least_db / 10)
     for _ in range(_ROUNDS):
         total = errors.relative(_inserted(graph, plan))
         findings.decibels = decibels(total)
-        if total <= wanted or not plan.layers:
+        if total <= wanted:
             return plan
         if not findings.alone:
             findings.alone = _alone(graph, plan, errors, progress)
         findings.freed += layers_to_free(graph, plan, findings.alone, total, budget)
         budget /= 2
         plan = _replanned(graph, [*findings.unknown, *findings.freed], seen, settings)
+        if not plan.layers:
+            findings.why = "every layer ruins the outputs on integers"
+            return plan
     findings.decibels = decibels(errors.relative(_inserted(graph, plan)))
     if findings.decibels < settings.least_db:
         findings.why = (

@@ -132,7 +132,20 @@ def test_floats_of_eight_bits_are_refused_and_no_layer_of_integers() -> None:
     assert unfit_layers(graph) == {"y": "'w_codes' holds float8_e4m3fn, which are no integers"}
     before, context = graph.fingerprint(), Context(original, calibration=calibration(original))
     CorrectBias().run(graph, context)
-    AdaRound(steps=0).run(graph, context)
     assert graph.fingerprint() == before
+    AdaRound(bits=8, steps=0).run(graph, context)
+    assert context.notes["errors"] == {}
     with pytest.raises(RecipeError, match="'w_codes' holds float8_e4m3fn; give the float model"):
         to_floats(graph)
+
+
+def test_floats_stay_where_new_integers_do_not_pay() -> None:
+    text = "tiny (float[N,4] x) => (float[N,4] y) <float[4,4] w> { t = Tanh(x) y = MatMul(t, w) }"
+    graph, result = quantized(text)
+    made, context = result.clone(), Context(result, calibration=calibration(graph))
+    QuantizeStatic(requantize=True, least_db=None).run(made, context)
+    assert "all stays in floats: " in str(context.notes["remark"])
+    assert sorted(operators(made)) == ["MatMul", "Tanh"]
+    assert_valid(made)
+    feeds = random_inputs(graph.to_model(), seed=5, size=16)
+    assert decibels(run_model(graph, feeds)[0], run_model(made, feeds)[0]) > 35
