@@ -29,7 +29,8 @@ class QuantizeStatic(Pass):
     percentile, entropy, mse, or the best of three by the error of the outputs. Calibration ends
     early after `seconds`, or once doubling the inputs moved no range by more than the fraction
     `settled`. `exclude` are patterns of nodes, tensors or operators that stay in floating point,
-    joined by |.
+    joined by |; what they name is absorbed by no layer either. A pattern that names none is an
+    error.
 
     Layers that ruin the outputs go back to floats until these have `least_db` decibels of signal
     over error on calibration inputs. What each layer alone on integers does to the outputs is
@@ -100,7 +101,7 @@ class QuantizeStatic(Pass):
         settings = Settings(
             self.calibrator,
             Effort(self.seconds, self.settled),
-            tuple(pattern for pattern in self.exclude.split("|") if pattern),
+            tuple(pattern.strip() for pattern in self.exclude.split("|") if pattern.strip()),
             self.least_db,
             self.pays,
             self.portable,

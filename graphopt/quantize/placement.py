@@ -16,11 +16,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from networkx.utils import UnionFind
 
+from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.quantize.rules import RULES, Role, Rule
 from graphopt.rewrite.ramps import clamp
 
-__all__ = ["Placement", "Unit", "is_quantized", "is_quantized_op", "place"]
+__all__ = ["Placement", "Unit", "check_patterns", "is_quantized", "is_quantized_op", "place"]
 
 _ANYTHING = (-math.inf, math.inf)
 
@@ -90,23 +91,34 @@ def is_quantized(graph: Graph) -> bool:
     return any(is_quantized_op(node) for node in graph.all_nodes())
 
 
+def check_patterns(graph: Graph, patterns: Sequence[str]) -> None:
+    """Raise RecipeError for a pattern that no node, nothing computed and no operator has."""
+    for pattern in patterns:
+        if not any(_matches(node, (pattern,)) for node in graph.all_nodes()):
+            raise RecipeError(
+                f"quantize-static: exclude {pattern!r} names no node, no computed tensor and no "
+                "operator of the model as this step finds it; correct it or take it out"
+            )
+
+
 def place(graph: Graph, exclude: Sequence[str] = (), floats: Collection[str] = ()) -> Placement:
     """Decide for the main scope of a graph.
 
     `exclude` are patterns (fnmatch) of nodes, of what they compute, or of operators that stay in
-    floats; so do the units named in `floats`.
+    floats, and that no layer absorbs; so do the units named in `floats`.
     """
     reasons: dict[str, str] = {}
     units: list[Unit] = []
+    barred = {str(node.outputs[0].name) for node in graph.nodes if _matches(node, exclude)}
     for node in graph.nodes:
         if node.op not in RULES or node.domain not in (None, "", "ai.onnx"):
             continue
-        found = "excluded" if _matches(node, exclude) else _unit(graph, node)
+        found = "excluded" if node.outputs[0].name in barred else _unit(graph, node, barred)
         if isinstance(found, str):
             reasons[node.outputs[0].name] = found
         elif found is not None:
             units.append(found)
-    whole = _with_clamps(graph, units)
+    whole = _with_clamps(graph, units, barred)
     freed = frozenset(floats)
     kept = _settled(graph, [unit for unit in whole if not freed & {unit.name, *unit.nodes}])
     joined = {node for unit in kept for node in unit.nodes}
@@ -121,14 +133,9 @@ def _matches(node: gs.Node, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
-def _unit(graph: Graph, node: gs.Node) -> Unit | str | None:
+def _unit(graph: Graph, node: gs.Node, barred: Collection[str]) -> Unit | str | None:
     """What a node would be on integers, or why it cannot be; None if it computes no floats."""
-    rule = RULES[node.op]
-    outputs = tuple(
-        t.name
-        for t in node.outputs
-        if t.name and (graph.consumers(t.name) or graph.is_output(t.name))
-    )
+    rule, outputs = RULES[node.op], _used(graph, node)
     data = [tensor.name for tensor in node.inputs]
     if not outputs or graph.dtype(outputs[0]) != np.float32:
         return None
@@ -140,16 +147,24 @@ def _unit(graph: Graph, node: gs.Node) -> Unit | str | None:
             return "its weight is computed"
         return Unit(Rule(Role.COMPUTE), node.op, outputs[:1], tuple(data), outputs)
     if rule.role is Role.LAYER:
-        return _layer(graph, node, rule, data, outputs)
+        return _layer(graph, node, rule, barred)
     if graph.constant(data[0]) is not None and rule.role is Role.MOVE:
         return "it reads a constant"
     reads = data[:1] if rule.role is Role.MOVE or rule.instead else data
     return Unit(rule, node.op, (node.outputs[0].name,), tuple(reads), outputs)
 
 
-def _layer(
-    graph: Graph, node: gs.Node, rule: Rule, data: Sequence[str], outputs: tuple[str, ...]
-) -> Unit | str:
+def _used(graph: Graph, node: gs.Node) -> tuple[str, ...]:
+    """What of a node's results somebody wants."""
+    return tuple(
+        t.name
+        for t in node.outputs
+        if t.name and (graph.consumers(t.name) or graph.is_output(t.name))
+    )
+
+
+def _layer(graph: Graph, node: gs.Node, rule: Rule, barred: Collection[str]) -> Unit | str:
+    data, outputs = [tensor.name for tensor in node.inputs], _used(graph, node)
     weight = graph.constant(data[1])
     assert weight is not None, "a layer has a constant weight"
     if weight.dtype != np.float32 or graph.constant(data[0]) is not None:
@@ -162,7 +177,8 @@ def _layer(
     if bias is not None and graph.constant(bias) is None:
         return "its bias is computed"
     nodes = outputs
-    if node.op == "MatMul" and (adder := _bias_adder(graph, node, weight.shape[1])):
+    adder = _bias_adder(graph, node, weight.shape[1]) if node.op == "MatMul" else None
+    if adder is not None and adder.outputs[0].name not in barred:
         bias = next(t.name for t in adder.inputs if graph.constant(t.name) is not None)
         outputs = (adder.outputs[0].name,)
         nodes = (*nodes, *outputs)
@@ -189,7 +205,7 @@ def _sole_reader(graph: Graph, name: str) -> gs.Node | None:
     return readers[0] if inside else None
 
 
-def _with_clamps(graph: Graph, units: Sequence[Unit]) -> list[Unit]:
+def _with_clamps(graph: Graph, units: Sequence[Unit], barred: Collection[str]) -> list[Unit]:
     """The units, each with the Relu or Clip behind it; those do not stand for themselves then."""
     made, taken = [], set[str]()
     for unit in units:
@@ -197,6 +213,8 @@ def _with_clamps(graph: Graph, units: Sequence[Unit]) -> list[Unit]:
             continue
         taken.update(unit.nodes[1:])
         reader = _sole_reader(graph, unit.name) if len(unit.outputs) == 1 else None
+        if reader is not None and reader.outputs[0].name in barred:
+            reader = None
         bounds = None if reader is None else _grid_ends(graph, reader)
         if reader is not None and bounds is not None and unit.rule.role is not Role.MOVE:
             outputs = (reader.outputs[0].name,)

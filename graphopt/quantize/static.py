@@ -14,7 +14,7 @@ from graphopt.quantize.collecting import Collected, Effort
 from graphopt.quantize.insertion import insert
 from graphopt.quantize.observed import Observed
 from graphopt.quantize.paying import paying_units
-from graphopt.quantize.placement import Placement, is_quantized, place
+from graphopt.quantize.placement import Placement, check_patterns, is_quantized, place
 from graphopt.quantize.plan import Plan, make_plan
 from graphopt.quantize.sensitivity import Errors, decibels, layer_errors, layers_to_free, only
 from graphopt.quantize.sources import calibrated, expected
@@ -102,7 +102,7 @@ def quantize(
     Without a data set ranges are those of the statistics that `original` has, and errors of the
     outputs are not known. A model that was quantized before stays in the floats it was made if
     integers do not pay. Raises DataError for inputs that cannot calibrate, RecipeError if neither
-    inputs nor statistics show a range, ModelError for an operator
+    inputs nor statistics show a range or a pattern names nothing, ModelError for an operator
     set that cannot be converted.
     """
     findings = Findings()
@@ -113,6 +113,7 @@ def quantize(
             return findings
         findings.undone = to_floats(changed)
     require_opset(changed, _OPSET, "a scale for each channel")
+    check_patterns(changed, settings.exclude)
     placement = place(changed, settings.exclude)
     if not any(unit.weight for unit in placement.units):
         findings.why = "no layer has a kernel on integers"

@@ -314,3 +314,24 @@ def test_an_error_that_nothing_shows_is_not_known() -> None:
     assert "no error is known" in str(context.notes["remark"])
     assert context.notes["decibels"] is None
     assert "DequantizeLinear" in operators(result)
+
+
+def test_what_is_excluded_is_not_absorbed() -> None:
+    _, result = quantized(CHAIN, exclude=" r ")
+    assert operators(result).count("Relu") == 1
+    text = """m (float[N,8] x) => (float[N,8] y) <float[8,8] w, float[8] b> {
+        p = MatMul(x, w)
+        y = Add(p, b)
+    }"""
+    assert "Gemm" in operators(quantized(text)[1])
+    _, result = quantized(text, exclude="Add")
+    assert "Gemm" not in operators(result)
+    assert operators(result).count("MatMul") == 1
+    (added,) = [node for node in result.nodes if node.op == "Add"]
+    assert [tensor.name for tensor in added.inputs] == ["p", "b"]
+
+
+def test_a_pattern_that_excludes_nothing_is_named() -> None:
+    quantized(CHAIN, exclude=" Conv | | r")
+    with pytest.raises(RecipeError, match=r"exclude 'Conf' names no node, no computed tensor"):
+        quantized(CHAIN, exclude="Conv|Conf")
