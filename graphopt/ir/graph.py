@@ -91,6 +91,21 @@ class Graph:
         other.prune()
         return other
 
+    def with_open_axes(self, axes: Mapping[str, int], symbol: str) -> Self:
+        """A copy whose inputs have any size along one axis each; outputs' sizes are inferred."""
+        other = self.clone()
+        for name in (*axes, *self.outputs):
+            info = onnx.ValueInfoProto()
+            info.CopyFrom(other._infos[name])
+            if name in axes:
+                info.type.tensor_type.shape.dim[axes[name]].dim_param = symbol
+            else:
+                info.type.tensor_type.ClearField("shape")
+            other._infos[name] = info
+        other._facts = None
+        other._revision += 1
+        return other
+
     def adopt(self, other: Graph) -> None:
         """Become what `other` is; `other` must not be used any more."""
         self._frame, self._infos = other._frame, other._infos

@@ -23,6 +23,7 @@ from graphopt.train.formats import Format, arrange, candidates
 from graphopt.train.history import History
 from graphopt.train.hooks import Hook, Training, trained_weights
 from graphopt.train.objectives import Objective
+from graphopt.train.opening import open_batch
 from graphopt.train.optimizing import make_optimizer
 from graphopt.train.pace import Pace
 from graphopt.train.plan import Plan, Resources
@@ -67,11 +68,12 @@ def fit(
     began = time.perf_counter()
     resources = resources or Resources()
     device = find_device(resources.device)
-    module = lower(graph)
+    view, teaching = _for_batches(graph, teacher, dataset)
+    module = lower(view)
     hooks = (*hooks, *keepers(graph))
     _check_weights(module)
-    dataset = dataset.bind(input_specs(graph))
-    taught = None if teacher is None else lower(teacher)
+    dataset = dataset.bind(input_specs(view))
+    taught = None if teaching is None else lower(teaching)
     checkpoint = None
     if resources.checkpoints is not None:
         key = identity(graph, teacher, dataset, plan, (resources.seed, objective, *hooks))
@@ -88,7 +90,7 @@ def fit(
         saved = saved if fabric.world_size == 1 else fabric.broadcast(saved)
         history = History(device=device)
         fixed = None if saved is None else Format(*saved.layout)
-        order = _Order(graph, dataset, taught, device, began)
+        order = _Order(view, dataset, taught, device, began)
         setup = _set_up(fabric, job, order, history, fixed)
         with warnings.catch_warnings():
             # A kernel of one place has two layouts that are the same; only their names differ.
@@ -96,6 +98,17 @@ def fit(
             Course(job, setup, history).run(saved)
         history.changed = write_back(module, graph)
     return history
+
+
+def _for_batches(
+    graph: Graph, teacher: Graph | None, dataset: Dataset
+) -> tuple[Graph, Graph | None]:
+    """Student and teacher for batches of any size, or both for the one that they insist on."""
+    view = open_batch(graph, dataset)
+    if view is graph or teacher is None:
+        return view, teacher
+    teaching = open_batch(teacher, dataset)
+    return (graph, teacher) if teaching is teacher else (view, teaching)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ class Plan:
 
     Training ends after `epochs` or `minutes`, whichever is first; without both it is 10 epochs.
     The `schedule` is laid over what will be done in that time, so that the `rate` really reaches
-    its end. `batch` is per process: the model's own if that is fixed, and no more than the rows
-    there are. `warmup` is a part of the training, `clip` the largest norm of the gradient (0: any).
+    its end. `batch` is per process, and no more than the rows there are: a network with a fixed
+    batch is opened to others if two batches at once then give what they give apart. `warmup` is a
+    part of the training, `clip` the largest norm of the gradient (0: any).
     `weight_decay` leaves out norms, biases and all else of one axis. Images are varied as `augment`
     says, some of flip, crop, cutout and mixup; auto shifts them and, where a teacher answers for
     both, mirrors them. They are varied anew each time, or each in so many `variants` that are drawn
