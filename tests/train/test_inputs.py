@@ -260,7 +260,12 @@ def test_inputs_whose_rows_are_inside_and_one_without_rows() -> None:
 
 
 def test_a_fixed_batch_is_kept() -> None:
-    text = "p (float[8,6] x) => (float[8,4] y) <float[6,4] w> { y = MatMul(x, w) }"
+    """Of a network that does not treat rows alike."""
+    text = """p (float[8,6] x) => (float[8,4] y) <float[6,4] w> {
+        a = MatMul(x, w)
+        m = ReduceMean<axes=[0]>(a)
+        y = Sub(a, m)
+    }"""
     teacher = Graph.load(parse(text))
     graph = disturbed(teacher)
     history = distill(graph, teacher, replace(vectors(85), fixed_batch=8), QUICK, resources=ALONE)
