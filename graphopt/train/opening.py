@@ -31,10 +31,15 @@ def open_batch(graph: Graph, dataset: Dataset) -> Graph:
     size = fixed_batch(specs)
     if size is None or len(dataset) < 2 * size:
         return graph
-    axes = {name: axis for name, axis in batch_axes(specs).items() if axis is not None}
+    axes = {
+        name: axis
+        for name, axis in batch_axes(specs).items()
+        if axis is not None and graph.shape(name)
+    }
     opened = graph.with_open_axes(axes, "batch")
     for node in opened.nodes:
-        shape = opened.constant(node.inputs[1].name) if is_op(node, "Reshape") else None
+        named = is_op(node, "Reshape") and len(node.inputs) > 1
+        shape = opened.constant(node.inputs[1].name) if named else None
         read = graph.shape(node.inputs[0].name) if shape is not None else None
         if shape is None or not read or node.attrs.get("allowzero", 0):
             continue

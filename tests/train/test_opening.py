@@ -70,6 +70,17 @@ def test_networks_whose_rows_are_not_alike_keep_their_batch(body: str) -> None:
     assert open_batch(graph, data) is graph
 
 
+def test_sizes_that_are_not_declared_and_reshapes_by_attribute_are_no_obstacle() -> None:
+    old = Graph.load(
+        parse("""p (float[2,6] x) => (float[2,6] y) { y = Reshape<shape=[2,6]>(x) }""", opset=1)
+    )
+    data = Dataset.from_arrays({"x": np.zeros((8, 6), np.float32)})
+    assert open_batch(old, data) is old
+    unknown = Graph.load(parse("p (float[2,6] x, float z) => (float[2,6] y) { y = Add(x, z) }"))
+    data = Dataset.from_arrays({"x": np.zeros((8, 6), np.float32), "z": np.zeros(8, np.float32)})
+    assert open_batch(unknown, data).inputs == ("x", "z")
+
+
 def test_networks_for_any_batch_and_too_few_rows_stay_as_they_are() -> None:
     graph = network(None)
     assert open_batch(graph, images(32)) is graph
