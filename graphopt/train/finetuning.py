@@ -44,8 +44,9 @@ def finetune(
         return fit(graph, dataset, objective, plan, resources=resources, hooks=hooks)
     view = graph.with_outputs([before_softmax(graph, graph.outputs[0])])
     first = sample_outputs(view, dataset, 1)[0]
-    if is_scores(first):
-        _check_labels(labels, first.shape[1], dataset.spec)
+    classes = first[0].numel() if first.dim() else 0
+    if classes > 1 and (is_scores(first) or not isinstance(objective, CrossEntropy)):
+        _check_labels(labels, classes, dataset.spec)
     elif isinstance(objective, CrossEntropy):
         raise DataError(
             f"finetune: cross-entropy takes scores of classes, (rows, classes), and output "

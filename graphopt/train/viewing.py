@@ -30,9 +30,8 @@ def before_softmax(graph: Graph, name: str) -> str:
 
 def is_scores(output: torch.Tensor) -> bool:
     """Whether an output looks like class scores (rows, classes), maybe with axes of size 1."""
-    shape = output.shape
-    wide = len(shape) >= 2 and shape[1] >= 2 and all(size == 1 for size in shape[2:])
-    return wide and output.is_floating_point()
+    wide = [size for size in output.shape[1:] if size != 1]
+    return len(wide) == 1 and wide[0] >= 2 and output.is_floating_point()
 
 
 def sample_outputs(graph: Graph, dataset: Dataset, count: int) -> Outputs:

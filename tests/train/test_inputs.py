@@ -208,6 +208,16 @@ def test_cross_entropy_needs_scores_of_classes(text: str, said: str) -> None:
     assert history.curve[-1].held_out < history.curve[0].held_out  # type: ignore[operator]
 
 
+def test_scores_may_have_other_axes_of_size_1() -> None:
+    text = """p (float[N,6] x) => (float[N,1,4] y) <float[6,4] w, int64[3] s = {0,1,4}> {
+        a = MatMul(x, w) y = Reshape(a, s)
+    }"""
+    graph = Graph.load(parse(text))
+    assert finetune(graph, vectors(), CrossEntropy(), QUICK, resources=ALONE).steps
+    with pytest.raises(DataError, match="row 3 of arrays has 4"):
+        finetune(graph, relabelled([0, 1, 2, 4] * 8), objective_of("mse"), QUICK, resources=ALONE)
+
+
 def test_unknown_losses_are_refused() -> None:
     with pytest.raises(RecipeError, match="'hinge' is neither cross-entropy nor mse nor file"):
         objective_of("hinge")
