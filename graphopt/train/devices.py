@@ -67,7 +67,9 @@ def equalise(fabric: Fabric, module: nn.Module) -> None:
     """Give the network of every process what the first one's has: statistics of batches differ."""
     if fabric.world_size > 1:
         for tensor in module.state_dict().values():
-            torch.distributed.broadcast(tensor, 0)
+            whole = tensor.contiguous()
+            torch.distributed.broadcast(whole, 0)
+            tensor.copy_(whole)
 
 
 def _launched(fabric: Fabric) -> Fabric:
