@@ -38,6 +38,10 @@ _UNUSED: Mapping[str, tuple[str, ...]] = {
 """Course -> options that it would ignore."""
 
 
+_STEPS = 5
+"""Shares that weights go in where nothing else is said."""
+
+
 @dataclass(frozen=True)
 class PruneWeights(Plan, Guide, Pass):
     """Set the weights that matter least to zero: those of the least magnitude.
@@ -62,8 +66,8 @@ class PruneWeights(Plan, Guide, Pass):
 
     Trainings go by what `learn` says, labels if there are any; the other options are those of
     `finetune`. Only ramp and surgery have no `holdout`: the weights that do best on it may be from
-    before their end. Groups are made at once: with iterative and rewind `steps` is 1. Options that
-    a course has no use for are refused.
+    before their end. Groups are made at once; without them `steps` is 5 unless it is given.
+    Options that a course has no use for are refused.
 
     Later trainings keep zeros zero. A file with zeros is not smaller by itself: `graphopt pack`
     makes use of them, and `remove-dead-channels` of channels that nothing is left of.
@@ -76,7 +80,7 @@ class PruneWeights(Plan, Guide, Pass):
     allocation: Allocation = "lamp"
     weights: tuple[str, ...] = ()
     course: Literal["one-shot", "iterative", "ramp", "surgery", "rewind"] = "one-shot"
-    steps: int = 5
+    steps: int | None = None
     until: float = 0.6
 
     def __post_init__(self) -> None:
@@ -101,7 +105,7 @@ class PruneWeights(Plan, Guide, Pass):
         ):
             if value not in known:
                 raise RecipeError(f"{self.name}: {key} is one of {', '.join(known)}, got {value!r}")
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             raise RecipeError(f"{self.name}: steps must be at least 1, got {self.steps}")
         if not 0 < self.until <= 1:
             raise RecipeError(f"{self.name}: until must be above 0 and at most 1, got {self.until}")
@@ -123,10 +127,9 @@ class PruneWeights(Plan, Guide, Pass):
             raise RecipeError(
                 f"{self.name}: groups={self.groups} has no use for allocation; drop it"
             )
-        if self.course != "one-shot" and self.steps > 1:
+        if self.steps is not None and self.steps > 1:
             raise RecipeError(
-                f"{self.name}: groups={self.groups} are made at once; give steps=1 with "
-                f"course={self.course}, got {self.steps}"
+                f"{self.name}: groups={self.groups} are made at once; drop steps={self.steps}"
             )
 
     def required(self) -> frozenset[Need]:
@@ -152,8 +155,9 @@ class PruneWeights(Plan, Guide, Pass):
         start = graph.clone()
         if self.course == "rewind":
             self._train(graph, context, self._plan(), ())
-        for step in range(1, self.steps + 1):
-            self._prune(graph, names, step / self.steps, context)
+        steps = self.steps or (_STEPS if self.groups is None else 1)
+        for step in range(1, steps + 1):
+            self._prune(graph, names, step / steps, context)
             if self.course == "rewind":
                 _rewind(graph, start, names)
             keep_weights(graph, pruned=names)

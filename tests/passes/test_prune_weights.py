@@ -123,7 +123,10 @@ def test_pruned_already_changes_nothing() -> None:
         ({"sparsity": 0.5, "course": "surgery", "holdout": 0.2}, "surgery has no use for holdout"),
         ({"sparsity": 0.5, "course": "rewind", "until": 0.5}, "course=rewind has no use for until"),
         ({"groups": "2:4", "allocation": "global"}, "groups=2:4 has no use for allocation"),
-        ({"groups": "2:4", "course": "iterative"}, "give steps=1 with course=iterative, got 5"),
+        (
+            {"groups": "2:4", "course": "iterative", "steps": 5},
+            "groups=2:4 are made at once; drop steps=5",
+        ),
     ],
 )
 def test_nonsense_is_refused(options: dict[str, object], says: str) -> None:
@@ -159,7 +162,7 @@ def test_courses_end_at_the_level(course: Literal["iterative", "ramp"]) -> None:
 
 
 def test_groups_are_trained_on_once() -> None:
-    step = PruneWeights(groups="2:4", course="iterative", steps=1, epochs=1, batch=16, augment=())
+    step = PruneWeights(groups="2:4", course="iterative", epochs=1, batch=16, augment=())
     graph = _run(step, perceptron(), vectors())
     pruned = [name for name in ("w0", "w1") if _zeros(graph, name)]
     assert pruned
