@@ -184,12 +184,16 @@ def _run(job: Job, *, reports: bool = True) -> int:
 
 
 def _check_beside(target: Path, graph: Graph) -> None:
-    """Raise TargetError where the result, or its weights, would replace those of the input."""
+    """Raise TargetError where the result, or its weights, would replace those of the input.
+
+    What is smaller in the end needs no second file: then saving it looks again.
+    """
     from graphopt.files import is_one_of
-    from graphopt.ir.writing import data_path
+    from graphopt.ir.writing import SINGLE_FILE_LIMIT, data_path
 
     external = () if graph.source is None else graph.source.external
-    for path in (target, data_path(target)):
+    large = graph.size_bytes() > SINGLE_FILE_LIMIT
+    for path in (target, data_path(target)) if large else (target,):
         if is_one_of(path, external):
             raise TargetError(
                 f"-o {target}: {path.name} holds weights of the input, which is never changed; "

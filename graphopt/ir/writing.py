@@ -14,9 +14,16 @@ from graphopt.errors import TargetError
 from graphopt.files import atomic_file, is_one_of
 from graphopt.ir.reading import PACKED_TYPES, Array, field_tag
 
-__all__ = ["data_path", "noted", "skeleton_tensor", "write_model", "written_size"]
+__all__ = [
+    "SINGLE_FILE_LIMIT",
+    "data_path",
+    "noted",
+    "skeleton_tensor",
+    "write_model",
+    "written_size",
+]
 
-_SINGLE_FILE_LIMIT = 2**31 - 2**20
+SINGLE_FILE_LIMIT = 2**31 - 2**20
 """Protobuf refuses messages of 2 GiB; larger models get their weights in a file beside."""
 
 # Field numbers of onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
@@ -59,7 +66,7 @@ def write_model(
     """
     total = sum(array.nbytes for array in arrays.values())
     if external is None:
-        external = skeleton.ByteSize() + total > _SINGLE_FILE_LIMIT
+        external = skeleton.ByteSize() + total > SINGLE_FILE_LIMIT
     beside = data_path(path)
     for target in (path, beside) if external else (path,):
         if is_one_of(target, kept):

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from graphopt.ir import writing
 from tests.cli.calling import Run
 from tests.samples import convnet
 
@@ -172,15 +173,22 @@ def test_targets_that_cannot_be_meant(run: Run, model: Path) -> None:
     _refused(run, model, "-o", model.parent, says="is a directory")
 
 
-def test_targets_that_hold_weights_of_the_input(run: Run, tmp_path: Path) -> None:
+def test_targets_that_hold_weights_of_the_input(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "net.onnx"
     onnx.save(
         convnet(), path, save_as_external_data=True, location="out.onnx.data", size_threshold=0
     )
-    for target in ("out.onnx", "out.onnx.data"):
-        _refused(
-            run, path, "-o", tmp_path / target, says="out.onnx.data holds weights of the input"
-        )
+    data = tmp_path / "out.onnx.data"
+    before = data.read_bytes()
+    _refused(run, path, "-o", data, says="out.onnx.data holds weights of the input")
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "SINGLE_FILE_LIMIT", 100)
+        target = tmp_path / "out.onnx"
+        _refused(run, path, "-o", target, says="out.onnx.data holds weights of the input")
+    assert run("optimize", path, "-o", tmp_path / "out.onnx", "--no-bench")[0] == 0
+    assert data.read_bytes() == before
 
 
 def test_full_disk_leaves_nothing_behind(model: Path) -> None:
