@@ -1,7 +1,7 @@
 """Batch normalisation of few channels that lie last in memory, by the batch's statistics, on a CPU.
 
-PyTorch's kernel works on the channels of one place at a time: fast for 64 of them, two to three
-times slower than need be for 14. So places in a row are taken for further channels; what each of
+PyTorch's kernel works on the channels of one place at a time: fast for 64 of them, slow for 14,
+which do not fill its vectors. So places in a row are taken for further channels; what each of
 these has is put together to what each channel has.
 """
 
