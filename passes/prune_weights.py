@@ -22,14 +22,14 @@ from graphopt.sparse import (
     kept_at,
 )
 from graphopt.sparse.weights import depth_axis
-from graphopt.train import Guide, Hook, Plan, Ramp, Surgery
+from graphopt.train import Guided, Hook, Ramp, Surgery
 
 __all__ = ["PruneWeights"]
 
 _GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
 _SCHEDULES = ("one-shot", "iterative", "ramp", "surgery", "rewind")
 _UNUSED: Mapping[str, tuple[str, ...]] = {
-    "one-shot": (*(e.name for owner in (Plan, Guide) for e in fields(owner)), "steps", "until"),
+    "one-shot": (*(entry.name for entry in fields(Guided)), "steps", "until"),
     "iterative": ("until",),
     "ramp": ("steps", "holdout"),
     "surgery": ("steps", "holdout"),
@@ -43,7 +43,7 @@ _STEPS = 5
 
 
 @dataclass(frozen=True)
-class PruneWeights(Plan, Guide, Pass):
+class PruneWeights(Guided, Pass):
     """Set the weights that matter least to zero: those of the least magnitude.
 
     Exactly the part `sparsity` of the weights of Conv, ConvTranspose, Gemm and MatMul is zero in
@@ -84,8 +84,7 @@ class PruneWeights(Plan, Guide, Pass):
     until: float = 0.6
 
     def __post_init__(self) -> None:
-        Plan.__post_init__(self)
-        Guide.__post_init__(self)
+        super().__post_init__()
         if (self.sparsity is None) == (self.groups is None):
             raise RecipeError(f"{self.name}: give one of sparsity and groups, as sparsity=0.9")
         if self.sparsity is not None and not 0 < self.sparsity < 1:
@@ -197,18 +196,17 @@ class PruneWeights(Plan, Guide, Pass):
         # the weights that did best on held-out rows may be ones from before the ramp's end
         self._train(graph, context, replace(self._plan(), holdout=0.0), (hook,))
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> Guided:
         options = vars(self)
-        return Plan(**{entry.name: options[entry.name] for entry in fields(Plan)})
+        return Guided(**{entry.name: options[entry.name] for entry in fields(Guided)})
 
-    def _train(self, graph: Graph, context: Context, plan: Plan, hooks: tuple[Hook, ...]) -> None:
+    def _train(self, graph: Graph, context: Context, plan: Guided, hooks: tuple[Hook, ...]) -> None:
         assert context.calibration is not None, "checked before"
         history = train.recover(
             graph,
             context.original,
             context.calibration,
             plan,
-            self,
             resources=context.resources(),
             hooks=hooks,
         )

@@ -8,13 +8,13 @@ from typing import ClassVar
 from graphopt import train
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Pass, Promise
-from graphopt.train import Guide, Plan
+from graphopt.train import Guided
 
 __all__ = ["Recover"]
 
 
 @dataclass(frozen=True)
-class Recover(Plan, Guide, Pass):
+class Recover(Guided, Pass):
     """Train the network to be as good as it was, for recipes that do not know their data.
 
     This is `finetune` with cross-entropy where the data have labels, else `distill` with its
@@ -25,16 +25,10 @@ class Recover(Plan, Guide, Pass):
     promise: ClassVar[Promise] = Promise.LOSSY
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TRAINING})
 
-    def __post_init__(self) -> None:
-        Plan.__post_init__(self)
-        Guide.__post_init__(self)
-
     def required(self) -> frozenset[Need]:
         return self.needs | ({Need.LABELS} if self.learn == "labels" else set())
 
     def run(self, graph: Graph, context: Context) -> None:
         data = context.inputs(self)
-        history = train.recover(
-            graph, context.original, data, self, self, resources=context.resources()
-        )
+        history = train.recover(graph, context.original, data, self, resources=context.resources())
         context.trained(history)

@@ -16,7 +16,7 @@ from graphopt.coupling.naming import matching_families
 from graphopt.errors import BudgetError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
-from graphopt.train import Guide, Plan
+from graphopt.train import Guided
 
 __all__ = ["Slim"]
 
@@ -25,15 +25,15 @@ _SMALL = 1e-3
 
 
 @dataclass(frozen=True)
-class Slim(Plan, Guide, Pass):
+class Slim(Guided, Pass):
     """Train the network while its BatchNorm scales are pulled towards zero (Liu et al. 2017).
 
     `l1` times the sign of each scale is added to its gradient, so that channels which the network
     can do without fade; `remove-channels` with the importance batch-norm-scale and the allocation
     global then finds them. Scales that `restore-batch-norm` has made are counted, and pulled, in
     units of their layer's mean. Only channels that can be removed are pulled, of `families` if
-    patterns of names are given. The network learns what `learn` says. The last weights are kept:
-    those that do best on rows held out would be the least slim.
+    patterns of names are given. The network learns what `learn` says, labels if there are any. The
+    last weights are kept: those that do best on rows held out would be the least slim.
 
     The pull is as strong as `l1` times the rate, summed over all steps and divided by 1 -
     momentum: the paper's 1e-4 is meant for 160 epochs at rates from 0.1 on, fewer need more. Where
@@ -48,8 +48,7 @@ class Slim(Plan, Guide, Pass):
     families: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        Plan.__post_init__(self)
-        Guide.__post_init__(self)
+        super().__post_init__()
         if not 0 <= self.l1 < math.inf:
             raise RecipeError(f"{self.name}: l1 must be at least 0, got {self.l1}")
 
@@ -64,7 +63,6 @@ class Slim(Plan, Guide, Pass):
             graph,
             context.original,
             inputs,
-            self,
             self,
             resources=context.resources(),
             hooks=[train.ScalePull(self.l1, pulls)],

@@ -11,13 +11,13 @@ from graphopt.coupling.naming import matching_families
 from graphopt.errors import BudgetError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
-from graphopt.train import Guide, Plan
+from graphopt.train import Guided
 
 __all__ = ["SoftPrune"]
 
 
 @dataclass(frozen=True)
-class SoftPrune(Plan, Guide, Pass):
+class SoftPrune(Guided, Pass):
     """Train the network, after every epoch zero the least filters, and let them grow again.
 
     So a wrong choice can be mended (He et al. 2018; with geometric-median He et al. 2019). The
@@ -42,8 +42,7 @@ class SoftPrune(Plan, Guide, Pass):
     families: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        Plan.__post_init__(self)
-        Guide.__post_init__(self)
+        super().__post_init__()
         if not 0.0 < self.ratio < 1.0:
             raise RecipeError(f"{self.name}: ratio must be between 0 and 1, got {self.ratio}")
         if self.align < 1:
@@ -69,7 +68,6 @@ class SoftPrune(Plan, Guide, Pass):
             graph,
             context.original,
             inputs,
-            self,
             self,
             resources=context.resources(),
             hooks=[zeros],

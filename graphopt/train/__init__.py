@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from graphopt.train.plan import AUGMENTATIONS, LOSSES, Guide, Lesson, Plan, Resources
+from graphopt.train.plan import AUGMENTATIONS, LOSSES, Guided, Lesson, Plan, Resources
 
 if TYPE_CHECKING:
     from graphopt.train.batches import Batch, Outputs
@@ -36,7 +36,7 @@ __all__ = [
     "Batch",
     "CrossEntropy",
     "Descent",
-    "Guide",
+    "Guided",
     "History",
     "Hook",
     "JointTask",

@@ -13,7 +13,7 @@ from graphopt.errors import RecipeError
 __all__ = [
     "AUGMENTATIONS",
     "LOSSES",
-    "Guide",
+    "Guided",
     "Lesson",
     "Plan",
     "Progress",
@@ -136,7 +136,7 @@ _LEARN = ("auto", "labels", "original")
 
 
 @dataclass(frozen=True)
-class Guide:
+class Guided(Plan):
     """What a training goes by.
 
     `learn` labels (cross-entropy), or to do what the original does (as `distill` with its
@@ -146,6 +146,7 @@ class Guide:
     learn: Literal["auto", "labels", "original"] = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.learn not in _LEARN:
             raise RecipeError(f"train: learn is one of {', '.join(_LEARN)}, got {self.learn!r}")
 

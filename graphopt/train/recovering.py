@@ -11,7 +11,7 @@ from graphopt.train.finetuning import finetune, gives_scores
 from graphopt.train.history import History
 from graphopt.train.hooks import Hook
 from graphopt.train.objectives import CrossEntropy
-from graphopt.train.plan import Guide, Plan, Resources
+from graphopt.train.plan import Guided, Resources
 
 __all__ = ["recover"]
 
@@ -20,14 +20,13 @@ def recover(
     graph: Graph,
     teacher: Graph,
     dataset: Dataset,
-    plan: Plan,
-    guide: Guide | None = None,
+    plan: Guided,
     *,
     resources: Resources | None = None,
     hooks: Sequence[Hook] = (),
 ) -> History:
-    """Train in place by cross-entropy with the labels or by distillation; see `Guide` and `fit`."""
-    learn = (guide or Guide()).learn
+    """Train in place by cross-entropy with labels or by distillation; see `Guided` and `fit`."""
+    learn = plan.learn
     if learn == "auto" and dataset.labels is not None and gives_scores(graph, dataset):
         learn = "labels"
     if learn == "labels":

@@ -70,12 +70,12 @@ def test_filters_grow_again_and_others_go() -> None:
             grown.append(bool(training.weights["w0"].detach().abs().sum((1, 2, 3)).all()))  # type: ignore[attr-defined]
 
     grown: list[bool] = []
-    from graphopt.train import Plan, recover
+    from graphopt.train import Guided, recover
 
     graph = Graph.load(parse(TEXT))
     coupling = couple(graph)
     hook = Spy(0.5, "l2", 1, coupling, coupling.families)
-    plan = Plan(epochs=3, batch=16, rate=0.05, precision="float32", augment=(), holdout=0.0)
+    plan = Guided(epochs=3, batch=16, rate=0.05, precision="float32", augment=(), holdout=0.0)
     recover(graph, graph.clone(), data(labels=True), plan, hooks=[hook])
     assert all(zero == gone and len(gone) == 4 for zero, gone in seen)
     assert any(grown[5:]), "no filter that was zero has grown"

@@ -17,6 +17,7 @@ from graphopt.lens import lower
 from graphopt.train import (
     Batch,
     CrossEntropy,
+    Guided,
     History,
     Outputs,
     SquaredError,
@@ -204,7 +205,7 @@ def test_cross_entropy_needs_scores_of_classes(text: str, said: str) -> None:
     graph = Graph.load(parse(text))
     with pytest.raises(DataError, match=said):
         finetune(graph.clone(), data, CrossEntropy(), QUICK, resources=ALONE)
-    history = recover(disturbed(graph), graph, data, QUICK, resources=ALONE)
+    history = recover(disturbed(graph), graph, data, Guided(**vars(QUICK)), resources=ALONE)
     assert history.curve[-1].held_out < history.curve[0].held_out  # type: ignore[operator]
 
 
