@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from graphopt import train
+from graphopt.data import Dataset
 from graphopt.errors import ModelError, RecipeError
-from graphopt.ir import Array, Graph
+from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Pass, Promise
+from graphopt.quantize.collecting import Effort, collect
+from graphopt.quantize.observed import Observed
 from graphopt.quantize.opening import (
     close_weights,
     gains_of,
     narrow_activations,
     open_weights,
+    rounded_tensors,
     widen_activations,
 )
 from graphopt.quantize.upgrading import require_opset
-from graphopt.runtime import observe
 from graphopt.train import Lesson, Plan
 
 __all__ = ["TrainQuantized"]
@@ -71,8 +73,8 @@ class TrainQuantized(Plan, Lesson, Pass):
             )
         narrowed: list[str] = []
         if self.activation_bits < 8:
-            values = self._values(work, context)
-            narrowed = narrow_activations(work, self.activation_bits, values)
+            seen = self._seen(work, inputs, context.threads)
+            narrowed = narrow_activations(work, self.activation_bits, seen)
         history = train.distill(
             work,
             context.original,
@@ -87,17 +89,7 @@ class TrainQuantized(Plan, Lesson, Pass):
         graph.adopt(work)
         context.trained(history)
 
-    def _values(self, graph: Graph, context: Context) -> dict[str, Array]:
-        """Values of all that is put on grids, for some inputs."""
-        assert context.calibration is not None, "there are inputs to train on"
-        names = [
-            str(node.inputs[0].name)
-            for node in graph.nodes
-            if node.op == "QuantizeLinear" and graph.constant(node.inputs[0].name) is None
-        ]
-        dataset = context.calibration.take(_WATCHED)
-        found: dict[str, list[Array]] = {name: [] for name in names}
-        for made in observe(graph, names, dataset, batch_size=_WATCHED, threads=context.threads):
-            for name, value in made.items():
-                found[name].append(value)
-        return {name: np.concatenate(values) for name, values in found.items()}
+    def _seen(self, graph: Graph, inputs: Dataset, threads: int) -> Mapping[str, Observed]:
+        """What all that is put on grids shows for some inputs."""
+        names, rows = rounded_tensors(graph), inputs.take(_WATCHED)
+        return collect(graph, names, rows, Effort(), threads=threads, optimize="none").seen

@@ -8,10 +8,10 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.quantize.grid import Format, asymmetric
+from graphopt.quantize.grid import Format, Grid, asymmetric
 from graphopt.quantize.observed import Observed
 
-__all__ = ["CALIBRATORS", "Calibrator"]
+__all__ = ["CALIBRATORS", "Calibrator", "shrunk_grid"]
 
 Calibrator = Callable[[Observed, Format], tuple[float, float]]
 """From what was seen of a tensor, and the format it is to get, to the range to be covered."""
@@ -19,6 +19,7 @@ Calibrator = Callable[[Observed, Format], tuple[float, float]]
 _TAIL = 1e-5
 _SHRUNK = np.linspace(0.2, 1.0, 81)
 _THRESHOLDS = 128
+_FINER = 1 / 32
 
 _Doubles = npt.NDArray[np.float64]
 
@@ -45,7 +46,7 @@ def _mse(seen: Observed, kind: Format) -> tuple[float, float]:
 
     def best(lows: _Doubles, highs: _Doubles) -> tuple[float, float]:
         errors = [
-            _square_error(values, counts, float(a), float(b), kind)
+            _square_error(values, counts, asymmetric(float(a), float(b), kind))
             for a, b in zip(lows, highs, strict=True)
         ]
         place = int(np.argmin(errors))
@@ -59,12 +60,21 @@ def _mse(seen: Observed, kind: Format) -> tuple[float, float]:
     return low, high
 
 
-def _square_error(
-    values: _Doubles, counts: npt.NDArray[np.int64], low: float, high: float, kind: Format
-) -> float:
-    grid = asymmetric(low, high, kind)
+def shrunk_grid(seen: Observed, kind: Format, limits: tuple[float, float], least: float) -> Grid:
+    """The grid that loses least of values once they are clamped to the limits.
+
+    It covers the same part, `least` or more, of the range to either side of 0.
+    """
+    values, counts = seen.centers()
+    values = np.clip(values, *limits)
+    low, high = (float(np.clip(end, *limits)) for end in (seen.low, seen.high))
+    tried = [asymmetric(low * part, high * part, kind) for part in np.arange(1, least, -_FINER)]
+    return min(tried, key=lambda grid: _square_error(values, counts, grid))
+
+
+def _square_error(values: _Doubles, counts: npt.NDArray[np.int64], grid: Grid) -> float:
     scale, zero = float(grid.scale), float(grid.zero.astype(np.float64))
-    steps = np.clip(np.rint(values / scale) + zero, kind.low, kind.high) - zero
+    steps = np.clip(np.rint(values / scale) + zero, grid.format.low, grid.format.high) - zero
     return float(counts @ (values - steps * scale) ** 2)
 
 

@@ -13,6 +13,7 @@ from graphopt.errors import DataError
 from graphopt.ir import Graph
 from graphopt.quantize.observed import BINS, Observed
 from graphopt.runtime.observing import batch_size_for, observe
+from graphopt.runtime.session import Optimize
 
 __all__ = ["Collected", "Effort", "collect"]
 
@@ -53,11 +54,13 @@ def collect(
     effort: Effort,
     *,
     threads: int = 1,
+    optimize: Optimize = "all",
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Collected:
     """Observe float tensors over a data set.
 
-    Raises DataError for values that are not finite, and where a tensor never has any value.
+    A graph that rounds already is better not optimized: integer kernels round otherwise. Raises
+    DataError for values that are not finite, and where a tensor never has any value.
     """
     began = time.perf_counter()
     empty = Observed(np.zeros(BINS, np.int64))
@@ -67,7 +70,7 @@ def collect(
     size = min(_BATCH, batch_size_for(graph, names))
     for rows, batch in zip(
         dataset.rows(size),
-        observe(graph, names, dataset, batch_size=size, threads=threads, optimize="all"),
+        observe(graph, names, dataset, batch_size=size, threads=threads, optimize=optimize),
         strict=True,
     ):
         for name, array in batch.items():

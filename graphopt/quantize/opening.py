@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.quantize.calibrators import shrunk_grid
 from graphopt.quantize.grid import BIAS, INT4, INT8, UINT4, UINT8, Format, Grid
+from graphopt.quantize.observed import Observed
 from graphopt.quantize.scales import fit_grid
 from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, step_of
 from graphopt.rewrite.matching import is_op
@@ -25,6 +28,7 @@ __all__ = [
     "gains_of",
     "narrow_activations",
     "open_weights",
+    "rounded_tensors",
     "widen_activations",
 ]
 
@@ -133,10 +137,19 @@ def _close_bias(graph: Graph, entry: Opened, grid: Grid) -> None:
     graph.apply(Edit(remove=(node,), add=(read, _again(node, {2: back})), constants=constants))
 
 
-def narrow_activations(graph: Graph, bits: int, peaks: Mapping[str, Array]) -> list[str]:
+def rounded_tensors(graph: Graph) -> list[str]:
+    """The computed tensors, and inputs, that are put on grids."""
+    return [
+        str(node.inputs[0].name)
+        for node in graph.nodes
+        if is_op(node, "QuantizeLinear") and graph.constant(node.inputs[0].name) is None
+    ]
+
+
+def narrow_activations(graph: Graph, bits: int, seen: Mapping[str, Observed]) -> list[str]:
     """Put what layers multiply on grids of fewer bits; return the scales that are new.
 
-    `peaks` has values of each tensor that is quantized. What the first layer reads, and what the
+    `seen` is what `rounded_tensors` have shown. What the first layer reads, and what the
     last reads and gives, keeps its grid, and so does what no layer reads, as the terms of a sum.
     Where layers and others read a tensor it is rounded once more, for the layers alone.
     """
@@ -145,19 +158,17 @@ def narrow_activations(graph: Graph, bits: int, peaks: Mapping[str, Array]) -> l
     changed = []
     for scale, (zero, tensors) in _grids(graph).items():
         layers, others = _readers(graph, scale, tensors)
-        if scale in kept or not layers or not any(name in peaks for name in tensors):
+        if scale in kept or not layers or not any(name in seen for name in tensors):
             continue
         # The ends of the old grid clamp for an activation that was absorbed, so they hold here too.
         low, high = _limits(graph, scale, zero)
-        values = np.concatenate([peaks[name].reshape(-1) for name in tensors if name in peaks])
-        values = np.clip(values, low, high)
-        grid = fit_grid(values[np.newaxis], form, 0, centred=False, least=_LEAST)
-        step, origin = np.asarray(grid.scale.reshape(()), np.float32), grid.zero.reshape(())
+        shown = reduce(Observed.merge, [seen[name] for name in tensors if name in seen])
+        grid = shrunk_grid(shown, form, (float(low), float(high)), _LEAST)
         if others:
-            scale = _round_again(graph, layers, scale, step, origin)
+            scale = _round_again(graph, layers, scale, grid)
         else:
-            graph.set_constant(scale, step)
-            graph.set_constant(zero, origin)
+            graph.set_constant(scale, grid.scale)
+            graph.set_constant(zero, grid.zero)
         changed.append(scale)
     graph.reshape_notice()
     return changed
@@ -190,9 +201,7 @@ def _readers(
     return layers, others
 
 
-def _round_again(
-    graph: Graph, layers: Sequence[gs.Node], hint: str, step: Array, origin: Array
-) -> str:
+def _round_again(graph: Graph, layers: Sequence[gs.Node], hint: str, grid: Grid) -> str:
     """Let layers read their data through another grid; its scale."""
     scale, zero = (graph.fresh(f"{hint}_{part}") for part in ("narrow", "narrow_zero"))
     nodes: list[NewNode] = []
@@ -204,7 +213,7 @@ def _round_again(
             nodes.append(NewNode("QuantizeLinear", (name, scale, zero), (codes,)))
             nodes.append(NewNode("DequantizeLinear", (codes, scale, zero), (read[name],)))
         nodes.append(_again(layer, {0: read[name]}))
-    constants: dict[str, Array] = {scale: step, zero: origin}
+    constants: dict[str, Array] = {scale: grid.scale, zero: grid.zero}
     graph.apply(Edit(remove=tuple(layers), add=tuple(nodes), constants=constants))
     return scale
 

@@ -16,6 +16,9 @@ _SHRINK = 1 / 32
 """Parts of the range are tried in steps of so much: what lies outside is clamped, what lies inside
 gets finer."""
 
+_LEAST = 0.56
+"""The part of the range that a grid spans at least."""
+
 Doubles = npt.NDArray[np.float64]
 
 
@@ -27,17 +30,15 @@ def fit_grid(
     *,
     centred: bool = True,
     importance: Doubles | None = None,
-    least: float = 0.56,
 ) -> Grid:
     """The grid of each index of `axis`, or of each block on it, that loses least of a weight.
 
     `centred` grids have zero in the middle; others fit the least and largest value. `importance`,
     in a shape that broadcasts against the weight, says how much the square of an error counts.
-    A grid spans at least a part `least` of the range.
     """
     best: Grid | None = None
     lowest: Doubles | None = None
-    for shrink in np.arange(1.0, least, -_SHRINK).tolist():
+    for shrink in np.arange(1.0, _LEAST, -_SHRINK).tolist():
         grid = _grid(weight, format, axis, block, shrink, centred=centred)
         squares = np.square(weight.astype(np.float64) - grid.round(weight))
         loss = _sums(squares if importance is None else squares * importance, axis, block)

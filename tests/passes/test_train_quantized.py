@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from graphopt import train
 from graphopt.data import Dataset
 from graphopt.errors import ModelError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
+from graphopt.quantize.observed import Observed
 from graphopt.quantize.opening import (
     close_weights,
     gains_of,
@@ -94,11 +98,12 @@ def test_blocks_of_a_weight_become_one_step_for_each_output() -> None:
 def test_four_bits_but_for_the_ends() -> None:
     graph = quantized(network())
     opened = open_weights(graph, 4)
-    peaks = {
+    values = {
         name: run_model(graph.with_outputs([name]), next(data(64).batches(64)))[0]
         for name in ("q_f", "r_f", "t_f", "m_f")
     }
-    changed = narrow_activations(graph, 4, peaks)
+    seen = {name: Observed.of(array) for name, array in values.items()}
+    changed = narrow_activations(graph, 4, seen)
     # A sum reads q as well, and r only a sum, m only a mean: they keep 8 bits there.
     assert changed == ["q_scale_narrow", "t_scale"]
     gains = gains_of(graph, opened)
@@ -119,6 +124,39 @@ def test_four_bits_but_for_the_ends() -> None:
         (found,) = session.run(next(data(64).batches(64)))
     wanted = outputs(network())
     assert np.square(found - wanted).mean() < 0.1 * wanted.var()
+
+
+WIDE = """net (float[N,4,96,96] x) => (float[N,4,96,96] y)
+<float[4,4,1,1] w, float[4,4,1,1] v, float[4,4,1,1] u> {
+    a = Conv(x, w)
+    b = Relu(a)
+    c = Conv(b, v)
+    d = Relu(c)
+    y = Conv(d, u)
+}"""
+
+
+def test_setting_up_holds_no_more_for_more_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Graph.load(parse(WIDE, opset=21))
+    x = np.random.default_rng(3).standard_normal((64, 4, 96, 96)).astype(np.float32)
+    graph = original.clone()
+    QuantizeStatic(calibrator="minmax", pays=False, least_db=None).run(
+        graph, Context(original=original, calibration=Dataset.from_arrays({"x": x[:8]}))
+    )
+
+    def stop(*_: object, **__: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(train, "distill", stop)
+    peaks = []
+    for count in (16, 64):
+        context = Context(original=original, calibration=Dataset.from_arrays({"x": x[:count]}))
+        tracemalloc.start()
+        with pytest.raises(InterruptedError):
+            TrainQuantized(activation_bits=4).run(graph, context)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_training_brings_back_what_four_bits_took() -> None:
