@@ -71,6 +71,9 @@ class QuantizeWeights(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         dataset = self._dataset(context)
         weights = choose_weights(graph, self.weights, self.name)
+        if not weights:
+            context.notes["left_alone"] = dict[str, Note](find_weights(graph)[1])
+            return
         if self.bits == 4 or any(weight.gathered for weight in weights):
             require_opset(graph, _BLOCKED_OPSET, "4-bit weights or a scale for each block")
         else:

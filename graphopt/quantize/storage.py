@@ -59,28 +59,29 @@ class _Use:
     transposed: bool = False
 
 
-def _conv(node: gs.Node, weight: Array) -> _Use | None:
+def _conv(graph: Graph, node: gs.Node, weight: Array) -> _Use | None:
     return _Use(1, 0, 1)
 
 
-def _conv_transpose(node: gs.Node, weight: Array) -> _Use | None:
+def _conv_transpose(graph: Graph, node: gs.Node, weight: Array) -> _Use | None:
     return _Use(1, 1, 0)
 
 
-def _gemm(node: gs.Node, weight: Array) -> _Use | None:
+def _gemm(graph: Graph, node: gs.Node, weight: Array) -> _Use | None:
     return _Use(1, 0, 1, transposed=True) if node.attrs.get("transB", 0) else _Use(1, 1, 0)
 
 
-def _matmul(node: gs.Node, weight: Array) -> _Use | None:
+def _matmul(graph: Graph, node: gs.Node, weight: Array) -> _Use | None:
     return _Use(1, weight.ndim - 1, weight.ndim - 2) if weight.ndim > 1 else None
 
 
-def _gather(node: gs.Node, weight: Array) -> _Use | None:
+def _gather(graph: Graph, node: gs.Node, weight: Array) -> _Use | None:
     rows = weight.ndim == 2 and int(node.attrs.get("axis", 0)) in (0, -2)
+    rows = rows and graph.shape(node.inputs[1].name) is not None
     return _Use(0, 0, None) if rows else None
 
 
-_USES: Mapping[str, Callable[[gs.Node, Array], _Use | None]] = {
+_USES: Mapping[str, Callable[[Graph, gs.Node, Array], _Use | None]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Gather": _gather,
@@ -121,7 +122,7 @@ def choose_weights(graph: Graph, patterns: Sequence[str], who: str) -> list[Weig
 
 
 def _is_weight(array: Array | None) -> bool:
-    return array is not None and array.dtype == np.float32 and array.ndim > 1
+    return array is not None and array.dtype == np.float32 and array.ndim > 1 and array.size > 0
 
 
 def _weight(graph: Graph, name: str) -> Weight | str:
@@ -129,9 +130,11 @@ def _weight(graph: Graph, name: str) -> Weight | str:
     assert array is not None, "only constants are asked for"
     uses = []
     for node in nodes:
-        use = _USES[node.op](node, array) if is_op(node, *_USES) else None
+        use = _USES[node.op](graph, node, array) if is_op(node, *_USES) else None
         if use is None or node.inputs[use.place].name != name:
             return f"{node.op} {node.name!r} reads it in a way that is not known"
+        if sum(tensor.name == name for tensor in node.inputs) > 1:
+            return f"{node.op} {node.name!r} reads it twice"
         if graph.scope_of(node) is not graph.scope_of(nodes[0]):
             return "it is read inside a body and outside"
         uses.append(use)
@@ -181,17 +184,21 @@ def _reader(node: gs.Node, hidden: str, weight: Weight) -> NewNode:
 def _gathered(
     graph: Graph, node: gs.Node, names: Sequence[str], constants: dict[str, Array]
 ) -> list[NewNode]:
-    """Gather(codes), Gather(scales), DequantizeLinear: a scale for each row, which is one block."""
+    """Gather(codes), Gather(scales), DequantizeLinear: a scale for each row, which is one block.
+
+    A single row is no tensor of blocks: it has one scale.
+    """
     indices, output = str(node.inputs[1].name), str(node.outputs[0].name)
+    single = graph.shape(indices) == ()
     width = constants[names[0]].shape[1]
     made, taken = [], []
     for name in names:
         table = name
-        if constants[name].ndim == 1:
+        if constants[name].ndim == 1 and not single:
             table = graph.fresh(f"{name}_column")
             constants[table] = constants[name].reshape(-1, 1)
         taken.append(graph.fresh(f"{output}_{name.rpartition('_')[2]}"))
         made.append(NewNode("Gather", (table, indices), (taken[-1],), {"axis": 0}))
-    attrs = {"axis": -1, "block_size": width}
+    attrs = {} if single else {"axis": -1, "block_size": width}
     made.append(NewNode("DequantizeLinear", tuple(taken), (output,), attrs, name=node.name))
     return made

@@ -16,6 +16,7 @@ from graphopt.quantize import rounding
 from graphopt.quantize.gptq import sweep
 from graphopt.quantize.grid import INT4, UINT4, Grid
 from graphopt.quantize.scales import fit_grid
+from passes.quantize_dynamic import QuantizeDynamic
 from passes.quantize_weights import QuantizeWeights
 from tests.asserting import assert_same_outputs, parse, random_inputs, run_model
 
@@ -261,3 +262,48 @@ def test_how_wide_a_layer_is_does_not_depend_on_how_it_is_stored(
         )
     )
     assert np.array_equal(nearest, own) is not solved
+
+
+@pytest.mark.parametrize(("place", "size"), [("", ()), ("[1]", (1,)), ("[2,2]", (2, 2))])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rows_of_a_table_by_any_number_of_indices(
+    place: str, size: tuple[int, ...], symmetric: bool
+) -> None:
+    sizes = ",".join(str(axis) for axis in (*size, 40))
+    text = f"net (int64{place} i) => (float[{sizes}] y) <float[100,40] w> {{ y = Gather(w, i) }}"
+    before = Graph.load(parse(text))
+    after = stored(before, QuantizeWeights(symmetric=symmetric))
+    assert str(after.constants()["w_codes"].dtype) == ("int8" if symmetric else "uint8")
+    feeds = {"i": np.full(size, 7)}
+    assert_same_outputs(before.to_model(), after, feeds=feeds, tolerance=0.02)
+
+
+@pytest.mark.parametrize("inputs", ["x, w, w", "w, w, x"])
+@pytest.mark.parametrize("step", [QuantizeWeights(), QuantizeDynamic()])
+def test_a_weight_that_one_layer_reads_twice_stays(
+    inputs: str, step: QuantizeWeights | QuantizeDynamic
+) -> None:
+    text = f"""net (float[64,64] x) => (float[64,64] y) <float[64,64] w> {{
+        y = Gemm<transB=1>({inputs})
+    }}"""
+    before = Graph.load(parse(text))
+    after, context = before.clone(), Context(original=before)
+    step.run(after, context)
+    assert context.notes["left_alone"] == {"w": "Gemm '' reads it twice"}
+    feeds = {"x": np.ones((64, 64), np.float32)}
+    assert_same_outputs(before.to_model(), after, feeds=feeds, tolerance=0.0)
+
+
+@pytest.mark.parametrize("step", [QuantizeWeights(bits=4), QuantizeDynamic()])
+def test_a_weight_without_values_stays(step: QuantizeWeights | QuantizeDynamic) -> None:
+    text = "net (float[N,0] x) => (float[N,64] y) <float[0,64] w> { y = MatMul(x, w) }"
+    before = Graph.load(parse(text))
+    after = before.clone()
+    step.run(after, Context(original=before))
+    feeds = {"x": np.ones((2, 0), np.float32)}
+    assert_same_outputs(before.to_model(), after, feeds=feeds, tolerance=0.0)
+
+
+def test_without_weights_the_operator_set_stays() -> None:
+    before = Graph.load(parse("net (float[N,8] x) => (float[N,8] y) { y = Relu(x) }"))
+    assert stored(before, QuantizeWeights(bits=4)).opset == before.opset == 17
