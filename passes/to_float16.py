@@ -10,7 +10,7 @@ import numpy as np
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Note, Pass, Promise
-from graphopt.quantize.halves import LARGEST, compute_in_halves, float_tensors, store_halves
+from graphopt.quantize.halves import LARGEST, LEAST, compute_in_halves, float_tensors, store_halves
 from graphopt.quantize.upgrading import require_opset
 from graphopt.runtime.observing import batch_size_for, observe
 
@@ -30,8 +30,11 @@ class ToFloat16(Pass):
     nothing gets slower. With `compute` what is safe also runs in 16 bits, for targets that are
     fast at it; ONNX Runtime's CPU provider is not. Then values are checked on `samples`
     calibration inputs, where there are any: nodes that make or read a value which, four times
-    larger, the `type` could not hold stay in single precision and are named. So do sums over many
-    numbers, powers, exponentials, and what is inside loops. Weights too large for the type stay.
+    larger, the `type` could not hold stay in single precision and are named, and so do those of
+    tensors whose largest value is so small that it would lose digits. So do sums over many
+    numbers, powers, exponentials, what is next to integers or inside loops, and operators that the
+    model's operator set does not define for the type (bfloat16 needs 22 for convolutions).
+    Weights too large or too small for the type stay, and so do the scales of quantized tensors.
     """
 
     name: ClassVar[str] = "to-float16"
@@ -50,17 +53,20 @@ class ToFloat16(Pass):
         if self.type == "bfloat16":
             require_opset(graph, _BFLOAT16_OPSET, "bfloat16")
         if self.compute:
-            large = self._large(graph, context)
-            nodes, left = compute_in_halves(graph, self.type, large)
+            peaks = self._peaks(graph, context)
+            large = {n: x for n, x in peaks.items() if x * _MARGIN > LARGEST[self.type]}
+            small = {n: x for n, x in peaks.items() if 0 < x < LEAST[self.type]}
+            nodes, left = compute_in_halves(graph, self.type, {**large, **small})
             context.notes["computed"] = list[Note](nodes)
             context.notes["too_large"] = dict[str, Note](large)
+            context.notes["too_small"] = dict[str, Note](small)
             context.notes["left_alone"] = dict[str, Note](left)
         stored, kept = store_halves(graph, self.type)
         context.notes["stored"] = list[Note](stored)
         context.notes["kept_single"] = dict[str, Note](kept)
 
-    def _large(self, graph: Graph, context: Context) -> dict[str, float]:
-        """Tensors that the type may not hold, with their largest magnitude on the inputs.
+    def _peaks(self, graph: Graph, context: Context) -> dict[str, float]:
+        """The largest magnitude of each tensor on the inputs, if there are any.
 
         Infinite values, as those of masks, are infinite in either type.
         """
@@ -68,7 +74,7 @@ class ToFloat16(Pass):
         names = float_tensors(graph)
         if context.calibration is None or not names:
             return peaks
-        dataset = context.calibration.take(self.samples)
+        dataset = context.inputs(self).take(self.samples)
         size = min(_BATCH, batch_size_for(graph, names))
         for made in observe(
             graph, names, dataset, batch_size=size, threads=context.threads, check=False
@@ -76,4 +82,4 @@ class ToFloat16(Pass):
             for name, value in made.items():
                 peak = float(np.abs(value[np.isfinite(value)]).max(initial=0.0))
                 peaks[name] = max(peaks.get(name, 0.0), peak)
-        return {name: peak for name, peak in peaks.items() if peak * _MARGIN > LARGEST[self.type]}
+        return peaks

@@ -2,7 +2,8 @@
 
 Stored: weights are halves in the file and cast back where they are read, which ONNX Runtime does
 once, when it loads them. Computed: nodes whose operator is safe run on halves, with casts where
-they meet others; a value that halves cannot hold keeps the nodes around it in single precision.
+they meet others; a value that halves cannot hold, be it too large or too small, keeps the nodes
+around it in single precision.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.quantize.placement import is_quantized_op
 from graphopt.rewrite.matching import is_op
 
-__all__ = ["LARGEST", "SAFE", "compute_in_halves", "float_tensors", "store_halves"]
+__all__ = ["LARGEST", "LEAST", "SAFE", "compute_in_halves", "float_tensors", "store_halves"]
 
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38}
+LEAST = {"float16": 2.0**-14, "bfloat16": 2.0**-126}
+"""The smallest number with all its digits; below they go one after the other."""
+
+_DIGITS: Mapping[str, float] = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""How far, relative to it, a number with all its digits is moved at most."""
 _TYPES: Mapping[str, np.dtype[np.generic]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -30,39 +37,86 @@ _SINGLE = np.dtype(np.float32)
 _WORTH = 64
 """Elements; the cast of a smaller weight takes more bytes than it saves."""
 
+_CHUNK = 1 << 20
+"""Elements of a constant that are looked at together."""
+
+_GRIDS = ("DequantizeLinear", "QuantizeLinear")
+
 SAFE = frozenset(
     """
     Abs Add AveragePool Clip Concat Conv ConvTranspose DepthToSpace Div Dropout Elu Expand Flatten
     Gather Gemm GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LayerNormalization
     LeakyRelu MatMul Max MaxPool Min Mul Neg PRelu Pad Relu Reshape Sigmoid Slice Softmax
-    SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where
+    SpaceToDepth Split Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where
     """.split()  # noqa: SIM905
 )
-"""Operators that lose nothing but digits on halves: what adds up many numbers, raises to powers
-or compares indices is not among them."""
+"""Operators that lose nothing but digits on halves: what adds up many numbers, raises to powers,
+takes roots of what may be next to nothing, or compares indices is not among them."""
 
 
-def _too_large(array: Array, kind: str) -> bool:
-    return bool(np.abs(array[np.isfinite(array)]).max(initial=0.0) > LARGEST[kind])
+def _unfit(array: Array, kind: str) -> str | None:
+    """Why 16 bits cannot hold a constant, whose infinite values they can; None if they can.
+
+    Small numbers among larger ones may go; they must not make up what the constant is.
+    """
+    energy = lost = peak = 0.0
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        values = flat[start : start + _CHUNK].astype(np.float64)
+        values = values[np.isfinite(values)]
+        largest = float(np.abs(values).max(initial=0.0))
+        if largest > LARGEST[kind]:
+            return f"{largest:.4g} is larger than {kind} can hold"
+        peak = max(peak, largest)
+        energy += float(np.square(values).sum())
+        lost += float(np.square(values - values.astype(_TYPES[kind]).astype(np.float64)).sum())
+    if lost > _DIGITS[kind] ** 2 * energy:
+        return f"its values, up to {peak:.4g}, are too small for {kind}"
+    return None
+
+
+def _unfit_for(graph: Graph, node: gs.Node, name: str, kind: str) -> str | None:
+    """Why a node cannot read a float32 constant in 16 bits; None if it can."""
+    array = graph.constant(name)
+    if array is None or array.dtype != _SINGLE:
+        return None
+    if _divides(node, name) and bool(((array.astype(_TYPES[kind]) == 0) & (array != 0)).any()):
+        return f"it divides, and {kind} makes some of it 0"
+    if is_op(node, *_GRIDS) and not node.attrs.get("block_size", 0):
+        return "it is the scale of a grid"
+    return None
+
+
+def _divides(node: gs.Node, name: str) -> bool:
+    return is_op(node, "Div") and node.inputs[1].name == name
 
 
 def store_halves(graph: Graph, kind: str) -> tuple[list[str], dict[str, str]]:
     """Store every float32 weight in 16 bits; return their names, and why others stay."""
     stored, left = [], {}
     for name, array in graph.constants().items():
-        if array.dtype != _SINGLE or array.size < _WORTH or not graph.consumers(name):
+        readers = graph.consumers(name)
+        if array.dtype != _SINGLE or array.size < _WORTH or not readers:
             continue
-        scopes = {id(graph.scope_of(node)) for node in graph.consumers(name)}
-        if graph.is_output(name):
-            left[name] = "it is an output"
-        elif len(scopes) > 1:
-            left[name] = "it is read inside a body and outside"
-        elif _too_large(array, kind):
-            left[name] = f"{np.abs(array).max():.4g} is larger than {kind} can hold"
-        else:
+        reason = _kept(graph, name, kind)
+        if reason is None:
             stored.append(name)
             _store(graph, name, array.astype(_TYPES[kind]))
+        else:
+            left[name] = reason
     return stored, left
+
+
+def _kept(graph: Graph, name: str, kind: str) -> str | None:
+    """Why a float32 constant is not stored in 16 bits; None if it can be."""
+    array, readers = graph.constant(name), graph.consumers(name)
+    assert array is not None, "only constants are asked for"
+    if graph.is_output(name):
+        return "it is an output"
+    if len({id(graph.scope_of(node)) for node in readers}) > 1:
+        return "it is read inside a body and outside"
+    reasons = (_unfit_for(graph, node, name, kind) for node in readers)
+    return next((reason for reason in reasons if reason), None) or _unfit(array, kind)
 
 
 def _store(graph: Graph, name: str, halves: Array) -> None:
@@ -94,15 +148,15 @@ def float_tensors(graph: Graph) -> list[str]:
 
 
 def compute_in_halves(
-    graph: Graph, kind: str, large: Collection[str]
+    graph: Graph, kind: str, outside: Collection[str]
 ) -> tuple[list[str], dict[str, str]]:
     """Let safe nodes of the main scope compute in 16 bits; return them, and why others do not.
 
-    `large` are tensors that 16 bits cannot hold. Inputs and outputs of the model stay as they are.
+    `outside` are tensors that 16 bits cannot hold. Inputs and outputs of the model stay.
     """
     halved, left = [], {}
     for node in graph.nodes:
-        reason = _reason(graph, node, kind, large)
+        reason = _reason(graph, node, kind, outside)
         if reason is None:
             halved.append(node)
         else:
@@ -116,18 +170,50 @@ def _label(node: gs.Node) -> str:
     return str(node.name or node.outputs[0].name)
 
 
-def _reason(graph: Graph, node: gs.Node, kind: str, large: Collection[str]) -> str | None:
+def _reason(graph: Graph, node: gs.Node, kind: str, outside: Collection[str]) -> str | None:
     if not is_op(node, *SAFE):
         return f"{node.op} is not safe in {kind}"
-    for tensor in (*node.inputs, *node.outputs):
-        array = graph.constant(tensor.name) if tensor.name else None
-        if tensor.name in large or (
-            array is not None and array.dtype == _SINGLE and _too_large(array, kind)
-        ):
-            return f"{kind} cannot hold the values of {tensor.name!r}"
     if not any(_is_single(graph, tensor) for tensor in node.outputs):
         return "it gives no float32"
+    if not _takes(graph, node, kind):
+        return f"{node.op} takes no {kind} in operator set {graph.opset}"
+    if _beside_integers(graph, node):
+        return "it is among what computes on integers"
+    for name in (str(tensor.name) for tensor in (*node.inputs, *node.outputs) if tensor.name):
+        array = graph.constant(name)
+        unfit = array is not None and array.dtype == _SINGLE and _unfit(array, kind)
+        if name in outside or unfit or _unfit_for(graph, node, name, kind):
+            return f"{kind} cannot hold the values of {name!r}"
+        if array is None and _divides(node, name):
+            return f"it divides by {name!r}, which {kind} may make 0"
     return None
+
+
+def _takes(graph: Graph, node: gs.Node, kind: str) -> bool:
+    """Whether the operator is defined for a type, in the operator set that the graph has."""
+    if not onnx.defs.has(node.op, graph.opset, ""):
+        return False
+    schema = onnx.defs.get_schema(node.op, graph.opset, "")
+    allowed = {entry.type_param_str: entry.allowed_type_strs for entry in schema.type_constraints}
+    return all(
+        f"tensor({kind})" in allowed.get(formal[min(place, len(formal) - 1)].type_str, ())
+        for formal, tensors in ((schema.inputs, node.inputs), (schema.outputs, node.outputs))
+        for place, tensor in enumerate(tensors)
+        if _is_single(graph, tensor)
+    )
+
+
+def _beside_integers(graph: Graph, node: gs.Node) -> bool:
+    """Whether a node makes or reads what is converted to integers or from them.
+
+    ONNX Runtime makes one node of these, and sums of integers are more than halves can hold.
+    """
+    makers = [graph.producer(tensor.name) for tensor in node.inputs if tensor.name]
+    makers += [
+        graph.producer(maker.inputs[0].name) for maker in makers if maker and is_op(maker, "Cast")
+    ]
+    readers = [r for tensor in node.outputs if tensor.name for r in graph.consumers(tensor.name)]
+    return any(other is not None and is_quantized_op(other) for other in (*makers, *readers))
 
 
 def _is_single(graph: Graph, tensor: gs.Tensor) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import onnxruntime as ort
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from graphopt.data import Dataset
 from graphopt.errors import RecipeError
@@ -16,6 +17,9 @@ from graphopt.passbase import Context
 from graphopt.runtime import observing
 from graphopt.runtime.observing import observe
 from passes import to_float16
+from passes.quantize_dynamic import QuantizeDynamic
+from passes.quantize_static import QuantizeStatic
+from passes.quantize_weights import QuantizeWeights
 from passes.to_float16 import ToFloat16
 from tests.asserting import assert_same_outputs, assert_valid, operators, parse, run_model
 
@@ -185,3 +189,133 @@ def test_a_weight_that_a_body_reads_too_stays() -> None:
     assert context.notes["kept_single"] == {"w": "it is read inside a body and outside"}
     feeds = {"x": np.ones((2, 8), np.float32), "c": np.array(True)}
     assert_same_outputs(before.to_model(), graph, feeds=feeds, tolerance=0.0)
+
+
+def test_what_keeps_from_dividing_by_nothing_stays() -> None:
+    text = """net (float[N,8] x) => (float[N,8] y, float[N,8] z)
+    <float[8] g, float eps = {1e-12}, float two = {2.0}> {
+        m = ReduceMean<axes=[1]>(x)
+        d = Sub(x, m)
+        p = Pow(d, two)
+        v = ReduceMean<axes=[1]>(p)
+        e = Add(v, eps)
+        s = Sqrt(e)
+        q = Div(d, s)
+        y = Mul(q, g)
+        n = ReduceL2<axes=[1]>(x)
+        k = Max(n, eps)
+        z = Div(x, k)
+    }"""
+    before = Graph.load(parse(text))
+    x = np.random.default_rng(1).standard_normal((3, 8)).astype(np.float32)
+    x[1], x[2] = 0.0, 1.5
+    graph, context = converted(before, ToFloat16(compute=True), Dataset.from_arrays({"x": x}))
+    assert context.notes["computed"] == ["d", "y"]
+    left = context.notes["left_alone"]
+    assert isinstance(left, dict)
+    assert left["e"] == "float16 cannot hold the values of 'eps'"
+    assert left["q"] == "it divides by 's', which float16 may make 0"
+    # ONNX Runtime computes some of it in single precision anyway; this does not.
+    found = ReferenceEvaluator(graph.to_model()).run(None, {"x": x})
+    for want, got in zip(run_model(before, {"x": x}), found, strict=True):
+        np.testing.assert_allclose(got, want, atol=5e-3)
+
+
+@pytest.mark.parametrize("compute", [False, True])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_what_was_quantized_keeps_its_grids(
+    compute: bool, kind: Literal["float16", "bfloat16"]
+) -> None:
+    text = """net (float[N,8,4,4] x) => (float[N,64,4,4] y) <float[64,8,3,3] w, float[64] b> {
+        c = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w, b)
+        y = Relu(c)
+    }"""
+    original = Graph.load(parse(text))
+    for name in "wb":
+        # steps of biases are products of two, and soon smaller than halves can tell
+        small = original.constants()[name].astype(np.float32) * np.float32(1e-3)
+        original.set_constant(name, small)
+    x = np.random.default_rng(2).standard_normal((8, 8, 4, 4)).astype(np.float32)
+    data = Dataset.from_arrays({"x": x})
+    quantized = original.clone()
+    QuantizeStatic(pays=False, least_db=None).run(
+        quantized, Context(original=original, calibration=data)
+    )
+    graph, context = converted(quantized, ToFloat16(type=kind, compute=compute), data)
+    kept = context.notes["kept_single"]
+    assert isinstance(kept, dict)
+    assert kept["b_scale"] == "it is the scale of a grid"
+    assert operators(graph) == operators(quantized)
+    assert_same_outputs(quantized.to_model(), graph, feeds={"x": x}, tolerance=0.0)
+
+
+def test_scales_of_blocks_are_stored_in_halves() -> None:
+    before = Graph.load(parse("net (float[N,64] x) => (float[N,64] y) <float[64,64] w> {"
+                              " y = MatMul(x, w) }"))  # fmt: skip
+    QuantizeWeights(bits=4).run(before, Context(original=before.clone()))
+    graph, context = converted(before, ToFloat16())
+    assert context.notes["stored"] == ["w_scale"]
+    feeds = {"x": np.eye(4, 64, dtype=np.float32)}
+    assert_same_outputs(before.to_model(), graph, feeds=feeds, tolerance=1e-3)
+
+
+def test_sums_of_integers_are_more_than_halves_hold() -> None:
+    text = "net (float[N,256] x) => (float[N,64] y) <float[256,64] w> { y = MatMul(x, w) }"
+    before = Graph.load(parse(text))
+    before.set_constant("w", np.abs(before.constants()["w"].astype(np.float32)))
+    QuantizeDynamic().run(before, Context(original=before.clone()))
+    graph, context = converted(before, ToFloat16(compute=True))
+    assert context.notes["computed"] == []
+    feeds = {"x": np.ones((2, 256), np.float32)}
+    assert_same_outputs(before.to_model(), graph, feeds=feeds, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("compute", [False, True])
+def test_weights_that_are_too_small_stay(compute: bool) -> None:
+    text = "net (float[N,64] x) => (float[N,64] y) <float[64,64] w> { y = MatMul(x, w) }"
+    before = Graph.load(parse(text))
+    small = before.constants()["w"].astype(np.float32) * np.float32(1e-8)
+    before.set_constant("w", small)
+    graph, context = converted(before, ToFloat16(compute=compute))
+    kept = context.notes["kept_single"]
+    assert isinstance(kept, dict)
+    assert str(kept["w"]).endswith("are too small for float16")
+    feeds = {"x": np.ones((2, 64), np.float32)}
+    assert_same_outputs(before.to_model(), graph, feeds=feeds, tolerance=0.0)
+
+
+def test_a_divisor_of_which_some_would_be_0_stays() -> None:
+    text = "net (float[N,64] x) => (float[N,64] y) <float[64] w> { y = Div(x, w) }"
+    before = Graph.load(parse(text))
+    divisor = np.ones(64, np.float32)
+    divisor[3] = 1e-9
+    before.set_constant("w", divisor)
+    for step in (ToFloat16(), ToFloat16(compute=True)):
+        graph, _ = converted(before, step)
+        feeds = {"x": np.ones((2, 64), np.float32)}
+        assert_same_outputs(before.to_model(), graph, feeds=feeds, tolerance=0.0)
+
+
+def test_tensors_that_are_small_on_all_inputs_stay() -> None:
+    text = "net (float[N,8] x, float[N,8] z) => (float[N,8] y, float[N,8] t)"
+    before = Graph.load(parse(f"{text} {{ y = Neg(x)\nt = Neg(z) }}"))
+    x = np.random.default_rng(1).standard_normal((4, 8)).astype(np.float32)
+    data = Dataset.from_arrays({"x": x, "z": x * np.float32(1e-6)})
+    _, context = converted(before, ToFloat16(compute=True), data)
+    assert context.notes["computed"] == ["y"]
+    small = context.notes["too_small"]
+    assert isinstance(small, dict)
+    assert list(small) == ["z", "t"]
+
+
+@pytest.mark.parametrize(("opset", "computed"), [(13, ["m"]), (17, ["m"]), (22, ["c", "m"])])
+def test_operators_compute_only_in_types_they_are_defined_for(
+    opset: int, computed: list[str]
+) -> None:
+    text = """net (float[N,4,4,4] x) => (float[N,4,4,8] m) <float[4,4,3,3] w, float[4,8] v> {
+        c = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w)
+        m = MatMul(c, v)
+    }"""
+    before = Graph.load(parse(text, opset=opset))
+    _, context = converted(before, ToFloat16(type="bfloat16", compute=True))
+    assert context.notes["computed"] == computed
