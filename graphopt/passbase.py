@@ -67,7 +67,7 @@ class Context:
     """The same for trainings; None: as many as for all else."""
     device: str = "cpu"
     checkpoints: Path | None = None
-    """A folder where an interrupted training leaves what it needs to go on."""
+    """A folder where an interrupted training or calibration leaves what it needs to go on."""
     progress: Callable[[str, float], None] = _silent
     """Called with what is being done and the fraction done."""
     notes: dict[str, Note] = field(default_factory=dict)

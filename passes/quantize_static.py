@@ -28,9 +28,11 @@ class QuantizeStatic(Pass):
     Ranges of activations come from at most `samples` inputs by `calibrator`: minmax, average,
     percentile, entropy, mse, or the best of three by the error of the outputs. Calibration ends
     early after `seconds`, or once doubling the inputs moved no range by more than the fraction
-    `settled`. `exclude` are patterns of nodes, tensors or operators that stay in floating point,
-    joined by |; what they name is absorbed by no layer either. A pattern that names none is an
-    error.
+    `settled`. Batches may differ in shape. As many run at a time as there are threads, which
+    changes no range. What they show is kept in the work directory, where an interrupted
+    calibration goes on, and another calibrator needs no second look. `exclude` are patterns of
+    nodes, tensors or operators that stay in floating point, joined by |; what they name is
+    absorbed by no layer either. A pattern that names none is an error.
 
     Layers that ruin the outputs go back to floats until these have `least_db` decibels of signal
     over error on calibration inputs. What each layer alone on integers does to the outputs is
@@ -100,7 +102,7 @@ class QuantizeStatic(Pass):
             inputs = context.inputs(self)
         settings = Settings(
             self.calibrator,
-            Effort(self.seconds, self.settled),
+            Effort(self.seconds, self.settled, context.threads, checkpoints=context.checkpoints),
             tuple(pattern.strip() for pattern in self.exclude.split("|") if pattern.strip()),
             self.least_db,
             self.pays,
@@ -135,6 +137,7 @@ def _note(found: Findings, notes: dict[str, Note]) -> None:
     if found.collected is not None:
         notes["inputs"] = found.collected.inputs
         notes["stopped"] = found.collected.stopped
+        notes["resumed_inputs"] = found.collected.resumed
     notes["undone"] = found.undone
     notes["calibrator"] = found.calibrator
     notes["decibels"] = found.decibels

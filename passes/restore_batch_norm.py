@@ -71,7 +71,7 @@ class RestoreBatchNorm(Pass):
             raise DataError(f"{self.name}: {len(data)} inputs are too few; give at least {_LEAST}")
         sums = self._sums(graph)
         moments = {entry.output: Moments(axis=1) for entry in sums}
-        size, done = batch_size_for(graph, moments), 0
+        size, done = batch_size_for(graph, moments, data), 0
         for batch in observe(graph, list(moments), data, batch_size=size, threads=context.threads):
             for name, array in batch.items():
                 moments[name].update(array)

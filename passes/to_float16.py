@@ -75,7 +75,7 @@ class ToFloat16(Pass):
         if context.calibration is None or not names:
             return peaks
         dataset = context.inputs(self).take(self.samples)
-        size = min(_BATCH, batch_size_for(graph, names))
+        size = min(_BATCH, batch_size_for(graph, names, dataset))
         for made in observe(
             graph, names, dataset, batch_size=size, threads=context.threads, check=False
         ):

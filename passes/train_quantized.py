@@ -92,4 +92,4 @@ class TrainQuantized(Plan, Lesson, Pass):
     def _seen(self, graph: Graph, inputs: Dataset, threads: int) -> Mapping[str, Observed]:
         """What all that is put on grids shows for some inputs."""
         names, rows = rounded_tensors(graph), inputs.take(_WATCHED)
-        return collect(graph, names, rows, Effort(), threads=threads, optimize="none").seen
+        return collect(graph, names, rows, Effort(threads=threads, optimize="none")).seen

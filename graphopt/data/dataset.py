@@ -80,8 +80,8 @@ class Dataset:
         source = self.source.bind(inputs)
         return replace(self, source=source, fixed_batch=fixed_batch(inputs))
 
-    def rows(self, size: int) -> Iterator[slice]:
-        """The rows of this set that each batch of `batches(size)` holds.
+    def rows(self, size: int, start: int = 0) -> Iterator[slice]:
+        """The rows of this set that each batch of `batches(size)` holds, from row `start` on.
 
         A model with a fixed batch gets just that many rows whatever is asked for; what does not
         fill a last batch of that size is left out.
@@ -95,11 +95,11 @@ class Dataset:
                     f"{stop}; give at least {step}"
                 )
             stop -= stop % step
-        return (slice(i, min(i + step, stop)) for i in range(0, stop, step))
+        return (slice(i, min(i + step, stop)) for i in range(start, stop, step))
 
-    def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, size: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Each batch in turn, read when it is asked for; see `rows` for what a batch holds."""
-        rows = self.rows(size)
+        rows = self.rows(size, start)
         if self.fixed_batch and (left_out := len(self) % self.fixed_batch):
             _log.info(
                 "data: %d of the %d rows of %s do not fill a batch of %d and are left out",

@@ -44,7 +44,7 @@ class Workspace:
 
     @property
     def checkpoints(self) -> Path | None:
-        """Where trainings keep how far they have come."""
+        """Where trainings and calibrations keep how far they have come."""
         return self.folder / "checkpoints" if self.resumes else None
 
     def prepare(self) -> None:

@@ -25,7 +25,6 @@ def calibrated(
     placement: Placement,
     dataset: Dataset,
     effort: Effort,
-    threads: int,
     progress: Callable[[float], None],
 ) -> tuple[Collected, Seen]:
     """What every tensor with a grid has shown; one that is only moved, what its source has."""
@@ -33,7 +32,7 @@ def calibrated(
     observed = {name for group in groups.values() for name in group}
     order = [*graph.inputs, *(tensor.name for node in graph.nodes for tensor in node.outputs)]
     names = [name for name in order if name in observed]
-    found = collect(graph, names, dataset, effort, threads=threads, progress=progress)
+    found = collect(graph, names, dataset, effort, progress=progress)
     return found, _shared(found.seen, placement)
 
 

@@ -129,7 +129,7 @@ def quantize(
         assert dataset is not None, "calibrators look at inputs"
         assert errors is not None, "and are judged on them"
         findings.collected, seen = calibrated(
-            changed, placement, dataset, settings.effort, settings.threads,
+            changed, placement, dataset, settings.effort,
             lambda part: progress("calibrating", part),
         )  # fmt: skip
         settings = replace(settings, calibrator=_best(changed, placement, seen, settings, errors))

@@ -59,7 +59,7 @@ class _Losses:
     """Runs a graph over a data set and gives the summed loss of each batch."""
 
     def __init__(self, graph: Graph, dataset: Dataset, seed: int) -> None:
-        self.graph, self._dataset = graph, dataset
+        self.graph, self.dataset = graph, dataset
         self._draws = torch.Generator().manual_seed(seed)
         self._outputs = [
             name
@@ -79,8 +79,8 @@ class _Losses:
     ) -> Iterator[tuple[int, torch.Tensor, list[torch.Tensor]]]:
         """Batch by batch: the number of rows, their summed loss, and the tensors shown."""
         names = list(dict.fromkeys([*self._outputs, *shown]))
-        labels = self._dataset.labels
-        pairs = zip(self._dataset.rows(size), self._dataset.batches(size), strict=True)
+        labels = self.dataset.labels
+        pairs = zip(self.dataset.rows(size), self.dataset.batches(size), strict=True)
         for rows, feeds in pairs:
             made = module(*(to_tensor(feeds[name]) for name in self.graph.inputs))
             values = dict(zip(names, made if isinstance(made, tuple) else (made,), strict=True))
@@ -100,7 +100,7 @@ class _Losses:
             wrong = labels[(labels < 0) | (labels >= logs.shape[1])]
             if len(wrong):
                 raise DataError(
-                    f"gradients: labels must be 0 to {logs.shape[1] - 1}, {self._dataset.spec} has "
+                    f"gradients: labels must be 0 to {logs.shape[1] - 1}, {self.dataset.spec} has "
                     f"{wrong[0]}; renumber them, or leave the labels out"
                 )
             drawn = torch.from_numpy(labels)
@@ -151,7 +151,7 @@ def _of_activations(
     shown = list(dict.fromkeys(tensor for _, tensor, _ in wanted))
     module, done = losses.module(shown), 0
     # The gradient holds as much again, and so does what lies between the tensors that are shown.
-    size = max(1, batch_size_for(losses.graph, shown) // 2)
+    size = max(1, batch_size_for(losses.graph, shown, losses.dataset) // 2)
     for rows, loss, values in losses.run(module, size, shown):
         gradients = _gradients(loss, values, shown)
         products = {

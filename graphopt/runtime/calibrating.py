@@ -53,7 +53,7 @@ def calibrate(
         by_tensor.setdefault(gathering.tensor, []).append(gathering)
     done = 0
     order = [tensor.name for node in coupling.graph.nodes for tensor in node.outputs]
-    size = batch_size_for(coupling.graph, by_tensor)
+    size = batch_size_for(coupling.graph, by_tensor, dataset)
     for batch in observe(
         coupling.graph,
         [name for name in order if name in by_tensor],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -13,11 +13,44 @@ from graphopt.errors import DataError
 from graphopt.ir import Graph
 from graphopt.runtime.session import Optimize, Session
 
-__all__ = ["batch_size_for", "observe"]
+__all__ = ["batch_size_for", "bytes_of_one", "observe", "observing"]
 
 _BATCH = 32
 _BATCH_BYTES = 256 << 20
 """What the observed tensors of one batch may hold together."""
+
+_Values = dict[str, np.ndarray]
+_Look = Callable[[Mapping[str, np.ndarray]], _Values]
+
+
+@contextmanager
+def observing(
+    graph: Graph,
+    names: Sequence[str],
+    *,
+    threads: int = 1,
+    optimize: Optimize = "none",
+    check: bool = True,
+) -> Iterator[_Look]:
+    """Lend a function from a batch to the values of tensors, inputs among them, by name.
+
+    Several threads may call it at once. Only what the tensors depend on is run. Where nothing is
+    optimized no weight is copied; optimized, the run is faster and rounds otherwise. Raises
+    DataError for values that are not finite, if they are to be checked.
+    """
+    wanted = list(dict.fromkeys(names))
+    computed = [name for name in wanted if name not in graph.inputs]
+
+    def found(feeds: Mapping[str, np.ndarray], made: Sequence[np.ndarray]) -> _Values:
+        values = {**feeds, **dict(zip(computed, made, strict=True))}
+        return {name: _finite(name, values[name]) if check else values[name] for name in wanted}
+
+    if not computed:
+        yield lambda feeds: found(feeds, ())
+        return
+    part = graph.with_outputs(computed)
+    with Session.open(part, threads=threads, optimize=optimize) as session:
+        yield lambda feeds: found(feeds, session.run(feeds))
 
 
 def observe(
@@ -29,34 +62,36 @@ def observe(
     threads: int = 1,
     optimize: Optimize = "none",
     check: bool = True,
-) -> Iterator[dict[str, np.ndarray]]:
-    """The values of tensors, inputs among them, by name, for one batch after the other.
+) -> Iterator[_Values]:
+    """What `observing` gives for one batch after the other; the last may be smaller."""
+    with observing(graph, names, threads=threads, optimize=optimize, check=check) as look:
+        yield from map(look, dataset.batches(batch_size))
 
-    Only what they depend on is run; the last batch may be smaller. Where nothing is optimized no
-    weight is copied; optimized, the run is faster and rounds otherwise. Raises DataError for
-    values that are not finite, if they are to be checked.
+
+def batch_size_for(graph: Graph, tensors: Collection[str], dataset: Dataset) -> int:
+    """As many inputs as fit, given what one of them makes of the tensors."""
+    return max(1, min(_BATCH, _BATCH_BYTES // bytes_of_one(graph, tensors, dataset)))
+
+
+def bytes_of_one(graph: Graph, tensors: Collection[str], dataset: Dataset) -> int:
+    """What the tensors hold for one input, at least 1.
+
+    Where the graph leaves sizes open, the first inputs are run to see.
     """
-    wanted = list(dict.fromkeys(names))
-    computed = [name for name in wanted if name not in graph.inputs]
-    with ExitStack() as loaded:
-        session = None
-        if computed:
-            part = graph.with_outputs(computed)
-            session = loaded.enter_context(Session.open(part, threads=threads, optimize=optimize))
-        for feeds in dataset.batches(batch_size):
-            made = session.run(feeds) if session is not None else []
-            found = {**feeds, **dict(zip(computed, made, strict=True))}
-            yield {name: _finite(name, found[name]) if check else found[name] for name in wanted}
-
-
-def batch_size_for(graph: Graph, tensors: Collection[str]) -> int:
-    """As many inputs as fit, given what one of them makes of the tensors; open sizes count as 1."""
-    each = 0
+    total = 0
     for tensor in tensors:
-        shape, dtype = graph.shape(tensor) or (), graph.dtype(tensor)
-        sizes = [size for size in shape[1:] if isinstance(size, int)]
-        each += math.prod(sizes) * (4 if dtype is None else dtype.itemsize)
-    return max(1, min(_BATCH, _BATCH_BYTES // max(each, 1)))
+        shape, dtype = graph.shape(tensor), graph.dtype(tensor)
+        sizes = (None,) if shape is None else shape[1:]
+        if dtype is None or not all(isinstance(size, int) for size in sizes):
+            return _seen_bytes(graph, tensors, dataset.take(1))
+        total += math.prod(size for size in sizes if isinstance(size, int)) * dtype.itemsize
+    return max(total, 1)
+
+
+def _seen_bytes(graph: Graph, tensors: Collection[str], dataset: Dataset) -> int:
+    batches = observe(graph, [*tensors], dataset, batch_size=len(dataset), check=False)
+    total = sum(array.nbytes for batch in batches for array in batch.values())
+    return max(total // len(dataset), 1)
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,6 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
+from graphopt.quantize.collecting import Effort
+from graphopt.quantize.keeping import Gathered, Kept
+from passes import quantize_static
 from tests.asserting import parse
 from tests.cli.calling import Run
 
@@ -140,3 +144,42 @@ def test_quantized_models_stay_unless_asked(run: Run, tmp_path: Path) -> None:
     code, said, _ = run(*call, "--passes", "quantize-static{requantize=true,pays=false}")
     assert code == 0
     assert "quantized already" not in said
+
+
+def test_an_interrupted_calibration_goes_on_to_the_same_file(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And another calibrator needs no second look at the inputs."""
+    monkeypatch.chdir(model.parent)
+    x = np.random.default_rng(0).standard_normal((80, 3, 8, 8), dtype=np.float32)
+    np.savez("data.npz", x=x)
+    monkeypatch.setattr(quantize_static, "Effort", partial(Effort, save_seconds=0.0))
+
+    def command(calibrator: str) -> list[str]:
+        steps = f"lossless;quantize-static{{calibrator={calibrator},pays=false}}"
+        return ["optimize", "net.onnx", "--data", "data.npz", "--no-bench", "--passes", steps]
+
+    def resumed() -> int:
+        entries = json.loads(Path("a.json").read_text())["passes"]
+        return int(entries[-1]["notes"]["resumed_inputs"])
+
+    assert run(*command("best"), "-o", "whole.onnx")[0] == 0
+
+    def cut(kept: Kept, gathered: Gathered) -> None:
+        saved(kept, gathered)
+        if gathered.rows >= 16:
+            raise KeyboardInterrupt
+
+    saved = Kept.save
+    with monkeypatch.context() as patch:
+        patch.setattr(Kept, "save", cut)
+        code, _, said = run(*command("best"), "-o", "resumed.onnx", "--workdir", "work")
+    assert code == 130
+    assert "the same command goes on from there" in said
+    for calibrator, rows in (("best", 16), ("entropy", 40)):
+        code, _, said = run(*command(calibrator), "-o", f"{calibrator}.onnx", "--workdir", "work",
+                            "--threads", "2", "--json", "a.json")  # fmt: skip
+        assert code == 0, said
+        assert resumed() == rows
+    assert Path("best.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+    assert Path("entropy.onnx").read_bytes() != Path("whole.onnx").read_bytes()

@@ -27,6 +27,8 @@ def fixed(dataset: Dataset, batch: int) -> Dataset:
 def test_batches_cover_all_rows_in_order() -> None:
     assert values(numbered()) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert list(numbered().rows(4)) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert list(numbered().rows(4, 8)) == [slice(8, 10)]
+    assert [len(batch["x"]) for batch in numbered().batches(4, start=4)] == [4, 2]
     assert values(numbered(), 100) == [list(range(10))]
 
 

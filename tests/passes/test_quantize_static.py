@@ -19,6 +19,7 @@ from graphopt.quantize.sensitivity import layers_to_free
 from passes.quantize_static import QuantizeStatic
 from tests.asserting import assert_valid, operators, parse, random_inputs, run_model
 from tests.quantize.executing import calibration, decibels, quantized, run_optimized
+from tests.quantize.sequences import sequences
 
 CHAIN = """chain (float[N,4,6,6] x) => (float[N,4,6,6] y)
 <float[4,4,1,1] w0, float[4] b0, float[4,4,1,1] w1, float[4] b1> {
@@ -116,6 +117,16 @@ def test_integer_and_text_inputs_pass_by() -> None:
     result, _ = _run(graph, _data(graph, **arrays), least_db=None)
     assert operators(result).count("DequantizeLinear") == 3
     assert run_optimized(result, arrays)[1].tolist() == [0, 2, 4, 6]
+
+
+def test_batches_may_differ_in_shape() -> None:
+    graph, data = sequences()
+    _, timed = _run(graph, data, samples=40, pays=True)
+    result, context = _run(graph, data, samples=40)
+    assert timed.notes["inputs"] == context.notes["inputs"] == 40
+    assert operators(result).count("QuantizeLinear") == 2
+    for feeds in list(data.batches(10))[4:]:
+        assert decibels(run_model(graph, feeds)[0], run_optimized(result, feeds)[0]) > 25
 
 
 def test_inputs_without_elements_are_refused() -> None:

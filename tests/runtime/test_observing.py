@@ -8,7 +8,7 @@ import pytest
 from graphopt.data import Dataset
 from graphopt.errors import DataError, EditError
 from graphopt.ir import Graph
-from graphopt.runtime.observing import observe
+from graphopt.runtime.observing import batch_size_for, bytes_of_one, observe
 from tests.asserting import parse
 from tests.samples import convnet
 
@@ -46,3 +46,19 @@ def test_what_no_node_computes_is_refused(name: str) -> None:
     graph = Graph.load(convnet())
     with pytest.raises(EditError, match="computes"):
         list(observe(graph, [name], Dataset.from_arrays({"x": X}), batch_size=4))
+
+
+@pytest.mark.parametrize(("size", "each"), [("8", 2 * 8 * 8 * 4), ("H", 2 * 20 * 8 * 4)])
+def test_sizes_that_are_open_are_those_of_the_data(size: str, each: int) -> None:
+    text = "g (float[N,1,H,8] x) => (float[N,1,H,8] y) { t = Log(x) y = Neg(t) }"
+    graph = Graph.load(parse(text.replace("H", size)))
+    x = np.zeros((5, 1, 8 if size == "8" else 20, 8), np.float32)  # whose logarithm is not finite
+    data = Dataset.from_arrays({"x": x})
+    assert bytes_of_one(graph, ["t", "x"], data) == each
+    assert batch_size_for(graph, ["t", "x"], data) == 32
+
+
+def test_batches_of_large_inputs_are_small() -> None:
+    graph = Graph.load(parse("g (float[N,M] x) => (float[N,M] y) { y = Neg(x) }"))
+    data = Dataset.from_arrays({"x": np.zeros((2, 8 << 20), np.float32)})
+    assert batch_size_for(graph, ["x", "y"], data) == 4
