@@ -11,11 +11,9 @@ from graphopt.errors import RecipeError
 from graphopt.ir import Array, Graph
 from graphopt.passbase import Context, Need, Pass, Promise
 from graphopt.quantize.equalizing import decide, read_tensors, rescale
-from graphopt.runtime import observe
+from graphopt.runtime.observing import batch_size_for, observe
 
 __all__ = ["Equalize"]
-
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,8 @@ class Equalize(Pass):
         axes = dict(read_tensors(graph))
         bounds: dict[str, Array] = {}
         dataset = context.inputs(self, "balance=activations").take(self.samples)
-        batches = observe(graph, list(axes), dataset, batch_size=_BATCH, threads=context.threads)
+        size = batch_size_for(graph, axes, dataset)
+        batches = observe(graph, list(axes), dataset, batch_size=size, threads=context.threads)
         for made in batches if axes else ():
             for name, value in made.items():
                 rest = tuple(p for p in range(value.ndim) if p != axes[name] % value.ndim)
