@@ -70,7 +70,9 @@ def _constant(graph: Graph, node: gs.Node) -> Edit | None:
     grid = None if codes is None else read_grid(graph, node, codes)
     if codes is None or grid is None:
         return None
-    return Edit(remove=(node,), constants={str(node.outputs[0].name): grid.dequantize(codes)})
+    name = str(node.outputs[0].name)
+    values = grid.dequantize(codes).astype(_float_type(graph, name))
+    return Edit(remove=(node,), constants={name: values})
 
 
 def _pair(graph: Graph, node: gs.Node) -> Edit | None:
@@ -78,22 +80,49 @@ def _pair(graph: Graph, node: gs.Node) -> Edit | None:
     rounder = graph.producer(node.inputs[0].name)
     if rounder is None or not is_op(rounder, "QuantizeLinear"):
         return None
+    if not _reads_back(graph, rounder, node):
+        return None
     source, name = str(rounder.inputs[0].name), str(node.outputs[0].name)
     bounds = _absorbed(graph, rounder, node)
-    if bounds is None:
+    if bounds is None and graph.can_replace(name, source):
         return Edit(remove=(node,), replace={name: source})
-    ends: tuple[Array, ...] = tuple(np.array(end, np.float32) for end in bounds)
+    if bounds is None:
+        return Edit(remove=(node,), add=(NewNode("Identity", (source,), (name,)),))
+    ends: tuple[Array, ...] = tuple(np.array(end, _float_type(graph, source)) for end in bounds)
     made = NewNode("Clip", (source, *ends), (name,))
     if bounds[1] == math.inf:
         made = NewNode("Relu", (source,), (name,))
     return Edit(remove=(node,), add=(made,))
 
 
+def _float_type(graph: Graph, name: str) -> np.dtype[np.generic]:
+    found = graph.dtype(name)
+    return np.dtype(np.float32) if found is None else found
+
+
+def _reads_back(graph: Graph, rounder: gs.Node, node: gs.Node) -> bool:
+    """Whether codes are read with the scale and zero point that made them.
+
+    They need not be: a factor can be folded into either.
+    """
+    layouts = [[n.attrs.get("axis", 1), n.attrs.get("block_size", 0)] for n in (rounder, node)]
+    return layouts[0] == layouts[1] and all(_same(graph, rounder, node, at) for at in (1, 2))
+
+
+def _same(graph: Graph, rounder: gs.Node, node: gs.Node, place: int) -> bool:
+    """Whether both read the same there, where nothing is a zero point of 0."""
+    names = [str(n.inputs[place].name) if len(n.inputs) > place else "" for n in (rounder, node)]
+    if names[0] == names[1]:
+        return True
+    one, other = (graph.constant(name) if name else np.zeros((), np.int32) for name in names)
+    return one is not None and other is not None and bool(np.all(one == other))
+
+
 def _absorbed(graph: Graph, rounder: gs.Node, node: gs.Node) -> tuple[float, float] | None:
     """The clamp that a grid may stand for, if what it rounds could be outside."""
     maker = graph.producer(rounder.inputs[0].name)
-    zero = graph.constant(node.inputs[2].name) if len(node.inputs) > 2 else None
-    grid = None if zero is None else read_grid(graph, node, zero)
+    form = graph.dtype(node.inputs[0].name)
+    grid = None if form is None else read_grid(graph, node, np.empty((), form))
     if grid is None or maker is None or maker.op not in RULES or never_negative(graph, rounder):
         return None
     if RULES[maker.op].role is Role.MOVE or maker.op in _KEEPS_SIGNS:

@@ -149,3 +149,74 @@ def test_floats_stay_where_new_integers_do_not_pay() -> None:
     assert_valid(made)
     feeds = random_inputs(graph.to_model(), seed=5, size=16)
     assert decibels(run_model(graph, feeds)[0], run_model(made, feeds)[0]) > 35
+
+
+_PAIR = """net (float[N,8] x) => (float[N,16] y)
+<float[8,16] w, float[1] s, float[1] t, uint8[1] z> {{
+    a = MatMul(x, w)
+    q = QuantizeLinear({0})
+    y = DequantizeLinear({1})
+}}"""
+
+
+def _undone(rounder: str, reader: str) -> tuple[Graph, Graph]:
+    before = Graph.load(parse(_PAIR.format(rounder, reader), opset=21))
+    for name, value in (("s", 0.05), ("t", 0.1), ("z", 0)):
+        if name in before:
+            dtype = before.constants()[name].dtype
+            before.set_constant(name, np.array([value]).astype(dtype))
+    after = before.clone()
+    to_floats(after)
+    assert_valid(after)
+    return before, after
+
+
+@pytest.mark.parametrize(
+    ("rounder", "reader"),
+    [("a, s, z", "q, s, z"), ("a, s", "q, s"), ("a, s, z", "q, s"), ("a, s", "q, s, z")],
+)
+def test_a_zero_point_that_is_not_written_is_0(rounder: str, reader: str) -> None:
+    before, after = _undone(rounder, reader)
+    assert operators(after) == ["MatMul", "Relu"]
+    feeds = random_inputs(before.to_model(), size=16)
+    assert decibels(run_model(before, feeds)[0], run_model(after, feeds)[0]) > 35
+
+
+@pytest.mark.parametrize(("rounder", "reader"), [("a, s, z", "q, t, z"), ("a, s", "q, t")])
+def test_codes_that_are_read_with_another_scale_stay(rounder: str, reader: str) -> None:
+    before, after = _undone(rounder, reader)
+    assert operators(after) == operators(before)
+
+
+def test_constants_keep_the_type_that_they_are_read_in() -> None:
+    text = """net (float16[N,8] x) => (float16[N,16] y)
+    <int8[8,16] w, float16[16] s, float16[1] t, uint8[1] z> {
+        v = DequantizeLinear<axis=1>(w, s)
+        a = MatMul(x, v)
+        q = QuantizeLinear(a, t, z)
+        y = DequantizeLinear(q, t, z)
+    }"""
+    before = Graph.load(parse(text, opset=21))
+    for name, array in (
+        ("s", np.full(16, 0.1)),
+        ("t", np.array([6 / 255])),
+        ("z", np.zeros(1)),
+    ):
+        before.set_constant(name, array.astype(before.constants()[name].dtype))
+    after = before.clone()
+    to_floats(after)
+    assert_valid(after)
+    assert operators(after) == ["MatMul", "Clip"]
+    feeds = random_inputs(before.to_model(), size=16)
+    assert decibels(run_model(before, feeds)[0], run_model(after, feeds)[0]) > 20
+
+
+def test_an_input_that_is_only_rounded_is_still_an_output() -> None:
+    text = """net (float[N,8] x) => (float[N,8] y) <float[1] s, uint8[1] z> {
+        q = QuantizeLinear(x, s, z)
+        y = DequantizeLinear(q, s, z)
+    }"""
+    after = Graph.load(parse(text, opset=21))
+    to_floats(after)
+    assert_valid(after)
+    assert operators(after) == ["Identity"]
