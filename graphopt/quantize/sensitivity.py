@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,11 +32,11 @@ class Errors:
     """What a graph gives on some inputs, to compare others with.
 
     Its outputs of floating type; where it has none, the floats from which the others are made.
-    `names` are these, empty for outputs. `wanted` has one entry for each, values in one row.
+    `names` are these, empty for outputs. `wanted` has a list of them for each batch.
     """
 
     dataset: Dataset
-    wanted: Sequence[np.ndarray]
+    wanted: Sequence[Sequence[np.ndarray]]
     threads: int
     names: tuple[str, ...] = ()
 
@@ -43,28 +44,39 @@ class Errors:
     def of(cls, graph: Graph, dataset: Dataset, threads: int) -> Errors:
         judged = any(graph.is_float(name) for name in graph.outputs)
         names = () if judged else _floats_before_outputs(graph)
-        return cls(dataset, _values(graph, names, dataset, threads), threads, names)
+        return cls(dataset, [*_values(graph, names, dataset, threads)], threads, names)
+
+    @property
+    def judged(self) -> bool:
+        """Whether there is anything to compare."""
+        return any(self.wanted)
 
     def relative(self, graph: Graph) -> float:
         """The square error over the square, summed over what is compared.
 
         Infinite where sizes, which can depend on data (a detector's boxes), are others, or where
-        other values are not finite.
+        other values are not finite. Holds what one batch gives, and `wanted`.
         """
+        sums = np.zeros((2, len(self.wanted[0]) if self.wanted else 0))
         found = _values(graph, self.names, self.dataset, self.threads)
-        pairs = zip(self.wanted, found, strict=True)
-        return float(sum(_relative(want, got) for want, got in pairs))
+        with closing(found):
+            for wanted, given in zip(self.wanted, found, strict=True):
+                sums += np.array([*map(_squares, wanted, given)]).reshape(-1, 2).T
+                if not np.isfinite(sums).all():
+                    return math.inf
+        return float((sums[0] / np.maximum(sums[1], 1e-30)).sum())
 
 
-def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
+def _squares(wanted: np.ndarray, found: np.ndarray) -> tuple[float, float]:
+    """The square error, which may be infinite, and the square of what is wanted."""
     if wanted.shape != found.shape:
-        return math.inf
+        return math.inf, 0.0
     finite = np.isfinite(wanted)
     same = np.array_equal(found[~finite], wanted[~finite], equal_nan=True)
     if not same or not np.isfinite(found[finite]).all():
-        return math.inf
-    error = float(np.square(wanted[finite] - found[finite]).sum())
-    return error / max(float(np.square(wanted[finite]).sum()), 1e-30)
+        return math.inf, 0.0
+    right, made = (array[finite].astype(np.float64) for array in (wanted, found))
+    return float(np.square(right - made).sum()), float(np.square(right).sum())
 
 
 def _floats_before_outputs(graph: Graph) -> tuple[str, ...]:
@@ -86,13 +98,14 @@ def _floats_before_outputs(graph: Graph) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _values(graph: Graph, names: Sequence[str], dataset: Dataset, threads: int) -> list[np.ndarray]:
-    """The floats among the outputs, or these tensors, over all inputs; each in one row."""
+def _values(
+    graph: Graph, names: Sequence[str], dataset: Dataset, threads: int
+) -> Generator[list[np.ndarray]]:
+    """The floats among the outputs, or these tensors, for one batch after the other."""
     shown = graph.with_outputs(names) if names else graph
     with Session.open(shown, threads=threads) as session:
-        runs = [session.run(feeds) for feeds in dataset.batches(_BATCH)]
-    columns = [column for column in zip(*runs, strict=True) if column[0].dtype.kind == "f"]
-    return [np.concatenate([array.reshape(-1) for array in c]).astype(np.float64) for c in columns]
+        for feeds in dataset.batches(_BATCH):
+            yield [array for array in session.run(feeds) if array.dtype.kind == "f"]
 
 
 def decibels(relative: float) -> float:

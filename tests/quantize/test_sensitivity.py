@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -59,6 +60,23 @@ def test_integers_are_judged_by_the_floats_before_them() -> None:
     assert errors.names == ("t",)
     assert errors.relative(graph) == 0
     assert 1e-4 < errors.relative(shifted(graph, 0.1)) < 0.1
+
+
+def test_judging_holds_one_batch_beside_what_is_wanted() -> None:
+    text = "net (float[N,64,64] x) => (float[N,64,64] y) <float[64,64] a> { y = Mul(x, a) }"
+    graph = Graph.load(parse(text))
+    x = np.random.default_rng(0).standard_normal((64, 64, 64)).astype(np.float32)
+    data = Dataset.from_arrays({"x": x})
+    peaks = []
+    for count in (32, 64):
+        tracemalloc.start()
+        errors = Errors.of(graph, data.take(count), 1)
+        held = tracemalloc.get_traced_memory()[0]
+        assert held < 1.1 * x[:count].nbytes, "outputs in their own precision"
+        assert errors.relative(graph) == 0
+        peaks.append(tracemalloc.get_traced_memory()[1] - held)
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_decibels_of_what_is_no_number() -> None:
