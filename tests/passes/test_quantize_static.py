@@ -15,7 +15,7 @@ from graphopt.manager import PassManager
 from graphopt.passbase import Context
 from graphopt.quantize import static
 from graphopt.quantize.plan import Plan
-from graphopt.quantize.sensitivity import layers_to_free
+from graphopt.quantize.sensitivity import Errors
 from passes.quantize_static import QuantizeStatic
 from tests.asserting import assert_valid, operators, parse, random_inputs, run_model
 from tests.quantize.executing import calibration, decibels, quantized, run_optimized
@@ -236,24 +236,41 @@ GEMMS = """gemms (float[N,8] x) => (float[N,8] y)
 }"""
 
 
-def test_layers_are_known_again_after_others_were_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first layer absorbs no Relu any more once the second does not read integers."""
-    rounds: list[list[str]] = []
+def test_what_goes_back_to_floats_is_chosen_anew_for_less_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a choice did not do, another is made of all layers: the first may be of no use."""
+    asked: list[tuple[int, float]] = []
+    chosen = [["g2"], ["g2"], ["g1"], ["g1", "y"]]
 
     def freed(
         graph: Graph, plan: Plan, alone: Mapping[str, float], total: float, budget: float
     ) -> list[str]:
-        rounds.append(layers_to_free(graph, plan, alone, total, budget))
-        return ["g2"] if len(rounds) == 1 else rounds[-1]
+        asked.append((len(plan.layers), budget))
+        return chosen[len(asked) - 1]
 
+    found = iter([1.0, 0.5, 0.2, 0.001])
     monkeypatch.setattr(static, "layers_to_free", freed)
+    monkeypatch.setattr(static, "layer_errors", lambda *_: dict.fromkeys(("g1", "g2", "y"), 0.1))
+    monkeypatch.setattr(Errors, "relative", lambda *_: next(found))
     graph = Graph.load(parse(GEMMS))
-    _, context = _run(graph, calibration(graph), least_db=200.0)
-    assert len(rounds) > 1
-    names = context.notes["freed"]
-    assert isinstance(names, list)
-    assert names[0] == "r2"
-    assert {*map(str, names)} <= {"r1", "r2", "y"}
+    result, context = _run(graph, calibration(graph), least_db=20.0, calibrator="minmax")
+    assert [count for count, _ in asked] == [3, 3, 3, 3]
+    assert [budget for _, budget in asked] == pytest.approx([0.01, 0.005, 0.0025, 0.00125])
+    assert context.notes["freed"] == ["r1", "y"]
+    assert context.notes["decibels"] == pytest.approx(30.0)
+    assert operators(result).count("Gemm") == 3
+
+
+def test_a_limit_that_no_choice_keeps_leaves_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Errors, "relative", lambda *_: 0.5)
+    monkeypatch.setattr(static, "layers_to_free", lambda *_: ["g2"])
+    graph = Graph.load(parse(GEMMS))
+    result, context = _run(graph, calibration(graph), least_db=20.0, calibrator="minmax")
+    assert result.fingerprint() == graph.fingerprint()
+    assert context.notes["remark"] == (
+        "all stays in floats: outputs keep 3.0 dB of signal over error, at least 20 are wanted"
+    )
 
 
 SIZES = """sizes (float[N,8] x) => (float[K] y)
