@@ -82,11 +82,14 @@ class Grid:
 
     def quantize(self, x: Array) -> Array:
         """The codes of finite values."""
+        return np.asarray(self._codes(x).astype(self.format.dtype))
+
+    def _codes(self, x: Array) -> npt.NDArray[np.floating]:
+        """The codes as floats of a precision that has them all."""
         wide = np.float64 if self.format.dtype.itemsize > 2 else np.float32
         steps = np.rint(x.astype(wide) / self.spread(self.scale, x.shape).astype(wide))
         steps += self.spread(self.zero, x.shape).astype(wide)
-        codes = np.clip(steps, self.format.low, self.format.high)
-        return np.asarray(codes.astype(self.format.dtype))
+        return np.clip(steps, self.format.low, self.format.high)
 
     def dequantize(self, codes: Array) -> Floats:
         """The values that codes stand for."""
@@ -96,8 +99,10 @@ class Grid:
         return np.asarray(steps.astype(np.float32) * scale, np.float32)
 
     def round(self, x: Array) -> Floats:
-        """The nearest values on the grid."""
-        return self.dequantize(self.quantize(x))
+        """The nearest values on the grid: what codes are read back as, without making them."""
+        codes = self._codes(x)
+        steps = codes - self.spread(self.zero, x.shape).astype(codes.dtype)
+        return np.asarray(steps.astype(np.float32) * self.spread(self.scale, x.shape), np.float32)
 
     def limits(self) -> tuple[Floats, Floats]:
         """The least and the largest value on the grid, shaped as `scale`."""
@@ -110,7 +115,7 @@ class Grid:
             return values
         if self.block:
             whole = np.repeat(values, self.block, self.axis)
-            return np.take(whole, np.arange(shape[self.axis]), self.axis)
+            return whole[(slice(None),) * self.axis + (slice(shape[self.axis]),)]
         return values.reshape([-1 if axis == self.axis else 1 for axis in range(len(shape))])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -12,7 +14,7 @@ from graphopt.data import Dataset
 from graphopt.errors import ModelError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
-from graphopt.quantize import rounding
+from graphopt.quantize import rounding, scales
 from graphopt.quantize.gptq import sweep
 from graphopt.quantize.grid import INT4, UINT4, Grid
 from graphopt.quantize.scales import fit_grid
@@ -307,3 +309,34 @@ def test_a_weight_without_values_stays(step: QuantizeWeights | QuantizeDynamic) 
 def test_without_weights_the_operator_set_stays() -> None:
     before = Graph.load(parse("net (float[N,8] x) => (float[N,8] y) { y = Relu(x) }"))
     assert stored(before, QuantizeWeights(bits=4)).opset == before.opset == 17
+
+
+@pytest.mark.parametrize(("axis", "block"), [(0, 0), (1, 0), (0, 16), (1, 16)])
+@pytest.mark.parametrize("centred", [True, False])
+def test_grids_are_the_same_in_whatever_parts_they_are_fitted(
+    axis: int, block: int, centred: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    weight = rng.standard_t(2, (40, 23, 3)).astype(np.float32)
+    weight[:, 5] = weight[7] = 0
+    importance = rng.random((1, 23, 1))
+    form = INT4 if centred else UINT4
+    found = []
+    for size in (1 << 30, 200, 1):
+        monkeypatch.setattr(scales, "_SLAB", size)
+        found.append(fit_grid(weight, form, axis, block, centred=centred, importance=importance))
+    for grid in found[1:]:
+        np.testing.assert_array_equal(grid.scale, found[0].scale)
+        np.testing.assert_array_equal(grid.zero, found[0].zero)
+    codes = found[0].quantize(weight)
+    np.testing.assert_array_equal(found[0].round(weight), found[0].dequantize(codes))
+
+
+@pytest.mark.parametrize("block", [0, 32])
+def test_fitting_a_grid_takes_a_few_times_the_weight(block: int) -> None:
+    weight = np.random.default_rng(3).standard_normal((1024, 1024)).astype(np.float32)
+    tracemalloc.start()
+    fit_grid(weight, UINT4, 0, block, centred=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * weight.nbytes
