@@ -25,6 +25,9 @@ Doubles = npt.NDArray[np.float64]
 _ROWS = 1 << 16
 """Rows of what a layer reads that its moments are taken of; of more, places are drawn."""
 
+_PART = 1 << 18
+"""Elements whose squares are added at once."""
+
 _OVERHEAD = 256
 """Bytes that nodes and names of a stored weight take in a file."""
 
@@ -85,8 +88,9 @@ def round_weights(
             grid, codes, error = _nearest(weight.array(graph), plan, settings)
         found.made[weight.name] = grid, codes
         found.errors[weight.name] = error
-        made = grid.dequantize(codes)
-        work.set_constant(weight.name, np.ascontiguousarray(made.T) if weight.turn else made)
+        if frontier is not None:
+            made = grid.dequantize(codes)
+            work.set_constant(weight.name, np.ascontiguousarray(made.T) if weight.turn else made)
     return found
 
 
@@ -116,9 +120,15 @@ def _layout(weight: Weight, array: Array, settings: Rounding) -> _Layout | str:
 def _nearest(array: Array, plan: _Layout, settings: Rounding) -> tuple[Grid, Array, float]:
     grid = fit_grid(array, plan.format, plan.axis, plan.block, centred=settings.symmetric)
     codes = grid.quantize(array)
-    exact = array.astype(np.float64)
-    wrong = np.square(exact - grid.dequantize(codes)).sum()
-    return grid, codes, float(wrong / max(np.square(exact).sum(), 1e-300))
+    wrong = array - grid.dequantize(codes)
+    return grid, codes, _energy(wrong) / max(_energy(array), 1e-300)
+
+
+def _energy(array: Array) -> float:
+    """The sum of squares, in parts that are small beside a weight."""
+    flat = array.reshape(-1)
+    parts = (flat[start : start + _PART] for start in range(0, flat.size, _PART))
+    return sum(float(np.square(part, dtype=np.float64).sum()) for part in parts)
 
 
 def _solvable(graph: Graph, weight: Weight) -> Layer | None:

@@ -340,3 +340,17 @@ def test_fitting_a_grid_takes_a_few_times_the_weight(block: int) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * weight.nbytes
+
+
+def test_rounding_holds_no_second_copy_of_the_model() -> None:
+    count, size = 8, 512
+    weights = ", ".join(f"float[{size},{size}] w{i}" for i in range(count))
+    body = " ".join(f"h{i + 1} = MatMul(h{i}, w{i})" for i in range(count))
+    text = f"net (float[N,{size}] h0) => (float[N,{size}] h{count}) <{weights}> {{ {body} }}"
+    graph = Graph.load(parse(text, opset=21))
+    one = size * size * 4
+    tracemalloc.start()
+    QuantizeWeights(bits=8).run(graph, Context(original=graph))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < count * one / 4 + 4 * one, "all codes, and what one weight takes"
