@@ -7,7 +7,6 @@ choice of all is a minimum cut: floats are the side of the source, integers that
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 
@@ -18,7 +17,7 @@ from graphopt.ir import Graph
 from graphopt.quantize.insertion import insert
 from graphopt.quantize.placement import Unit
 from graphopt.quantize.plan import Plan
-from graphopt.runtime import Kernel, Model, kernels
+from graphopt.runtime import Kernel, Model, Session, kernels
 
 __all__ = ["cheapest", "named", "paying_units", "times"]
 
@@ -47,7 +46,8 @@ def paying_units(
     floats = times(graph, plan.placement.units, kernels(named(graph), feeds, threads=threads))
     integers = times(graph, plan.placement.units, kernels(changed, feeds, threads=threads))
     conversions = {
-        name: _PER_NODE + _PER_ELEMENT * size for name, size in _sizes(graph, plan, feeds).items()
+        name: _PER_NODE + _PER_ELEMENT * size
+        for name, size in _sizes(graph, plan, feeds, threads).items()
     }
     return cheapest(graph, plan, floats, integers, conversions)
 
@@ -106,14 +106,18 @@ def times(graph: Graph, units: Sequence[Unit], found: Collection[Kernel]) -> dic
     return seconds
 
 
-def _sizes(graph: Graph, plan: Plan, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Elements of each tensor with a grid; open sizes count as 1, inputs are as they are fed."""
-    return {
-        name: feeds[name].size
-        if name in feeds
-        else math.prod(size for size in graph.shape(name) or () if isinstance(size, int))
-        for name in plan.activations
-    }
+def _sizes(
+    graph: Graph, plan: Plan, feeds: Mapping[str, np.ndarray], threads: int
+) -> dict[str, int]:
+    """Elements of each tensor with a grid, for inputs of the sizes of `feeds`."""
+    computed = [name for name in plan.activations if name not in feeds]
+    found = {name: feeds[name].size for name in plan.activations if name in feeds}
+    if computed:
+        part = graph.with_outputs(computed)
+        with Session.open(part, threads=threads, optimize="none") as session:
+            made = session.run({port.name: feeds[port.name] for port in session.inputs})
+        found |= {name: array.size for name, array in zip(computed, made, strict=True)}
+    return found
 
 
 def _network(

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.data import Dataset
 from graphopt.ir import Graph
+from graphopt.quantize import paying
 from graphopt.quantize.calibrators import CALIBRATORS
 from graphopt.quantize.collecting import Effort, collect
 from graphopt.quantize.insertion import insert
 from graphopt.quantize.paying import cheapest, named, paying_units, times
-from graphopt.quantize.placement import place
+from graphopt.quantize.placement import Unit, place
 from graphopt.quantize.plan import Plan, make_plan
 from graphopt.runtime import kernels
 from tests.asserting import parse, random_inputs
@@ -97,3 +99,26 @@ def test_a_tiny_product_does_not_pay_and_large_layers_do() -> None:
     graph = Graph.load(parse(large))
     found = paying_units(graph, _plan(graph), random_inputs(graph.to_model(), size=1))
     assert [unit.name for unit in found] == ["c", "y"]
+
+
+def test_conversions_take_what_inputs_of_that_size_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """net (float[N,4,H,W] x) => (float[N,8,H,W] y) <float[8,4,1,1] w, float[8,8,1,1] v> {
+        c = Conv<kernel_shape=[1,1]>(x, w)
+        y = Conv<kernel_shape=[1,1]>(c, v)
+    }"""
+    graph = Graph.load(parse(text))
+    feeds = {"x": np.random.default_rng(0).standard_normal((1, 4, 20, 30)).astype(np.float32)}
+    asked: list[Mapping[str, float]] = []
+
+    def spied(graph: Graph, plan: Plan, *seconds: Mapping[str, float]) -> list[Unit]:
+        asked.append(seconds[-1])
+        return []
+
+    monkeypatch.setattr(paying, "cheapest", spied)
+    placement = place(graph)
+    names = sorted({name for group in placement.groups.values() for name in group})
+    seen = collect(graph, names, Dataset.from_arrays(feeds), Effort()).seen
+    paying_units(graph, make_plan(graph, placement, seen, CALIBRATORS["minmax"]), feeds)
+    (found,) = asked
+    assert found["x"] == pytest.approx(4e-6 + 2400e-9)
+    assert found["c"] == pytest.approx(4e-6 + 4800e-9)
