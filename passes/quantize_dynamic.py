@@ -59,3 +59,5 @@ class QuantizeDynamic(Pass):
             )
         context.notes["quantized"] = list[Note](chosen)
         context.notes["left_alone"] = dict[str, Note](left)
+        if not chosen:
+            context.left_alone(left)

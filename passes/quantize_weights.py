@@ -64,6 +64,24 @@ class QuantizeWeights(Pass):
             raise RecipeError(f"{self.name}: samples must be at least 1, got {self.samples}")
         if not self.damping > 0:
             raise RecipeError(f"{self.name}: damping must be above 0, got {self.damping}")
+        if self.bits == 8 and self.block not in (0, QuantizeWeights.block):
+            raise RecipeError(
+                f"{self.name}: block is for bits=4, got {self.block} with bits=8, where there is a "
+                "scale for each output channel"
+            )
+        if self.method == "nearest":
+            self._check_nearest()
+
+    def _check_nearest(self) -> None:
+        for key, given, default in (
+            ("damping", self.damping, QuantizeWeights.damping),
+            ("samples", self.samples, QuantizeWeights.samples),
+        ):
+            if given != default:
+                raise RecipeError(
+                    f"{self.name}: {key} is for method=gptq, got {given} with method=nearest, "
+                    "which looks at no inputs"
+                )
 
     def required(self) -> frozenset[Need]:
         return frozenset({Need.CALIBRATION}) if self.method == "gptq" else self.needs
@@ -72,7 +90,7 @@ class QuantizeWeights(Pass):
         dataset = self._dataset(context)
         weights = choose_weights(graph, self.weights, self.name)
         if not weights:
-            context.notes["left_alone"] = dict[str, Note](find_weights(graph)[1])
+            context.left_alone(find_weights(graph)[1])
             return
         if self.bits == 4 or any(weight.gathered for weight in weights):
             require_opset(graph, _BLOCKED_OPSET, "4-bit weights or a scale for each block")
@@ -89,9 +107,11 @@ class QuantizeWeights(Pass):
             if weight.name in rounded.made:
                 store(graph, weight, *rounded.made[weight.name])
         context.notes["errors"] = dict[str, Note](rounded.errors)
-        context.notes["left_alone"] = dict[str, Note](
-            {**find_weights(graph)[1], **rounded.left_alone}
-        )
+        context.notes["nearest"] = list[Note](rounded.nearest)
+        left = {**find_weights(graph)[1], **rounded.left_alone}
+        context.notes["left_alone"] = dict[str, Note](left)
+        if not rounded.made:
+            context.left_alone(left)
 
     def _dataset(self, context: Context) -> Dataset | None:
         if self.method == "nearest":

@@ -48,6 +48,11 @@ class ToFloat16(Pass):
             raise RecipeError(f"{self.name}: type is float16 or bfloat16, got {self.type!r}")
         if self.samples < 1:
             raise RecipeError(f"{self.name}: samples must be at least 1, got {self.samples}")
+        if not self.compute and self.samples != ToFloat16.samples:
+            raise RecipeError(
+                f"{self.name}: samples is for compute=true, got {self.samples}; storing weights "
+                "looks at no inputs"
+            )
 
     def run(self, graph: Graph, context: Context) -> None:
         if self.type == "bfloat16":

@@ -89,7 +89,7 @@ class Grid:
         wide = np.float64 if self.format.dtype.itemsize > 2 else np.float32
         steps = np.rint(x.astype(wide) / self.spread(self.scale, x.shape).astype(wide))
         steps += self.spread(self.zero, x.shape).astype(wide)
-        return np.clip(steps, self.format.low, self.format.high)
+        return np.asarray(np.clip(steps, self.format.low, self.format.high))
 
     def dequantize(self, codes: Array) -> Floats:
         """The values that codes stand for."""
@@ -102,7 +102,8 @@ class Grid:
         """The nearest values on the grid: what codes are read back as, without making them."""
         codes = self._codes(x)
         steps = codes - self.spread(self.zero, x.shape).astype(codes.dtype)
-        return np.asarray(steps.astype(np.float32) * self.spread(self.scale, x.shape), np.float32)
+        scale = self.spread(self.scale, x.shape).astype(np.float32, copy=False)
+        return np.asarray(steps.astype(np.float32) * scale, np.float32)
 
     def limits(self) -> tuple[Floats, Floats]:
         """The least and the largest value on the grid, shaped as `scale`."""

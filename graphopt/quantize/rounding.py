@@ -52,11 +52,15 @@ class Rounding:
 
 @dataclass
 class Rounded:
-    """For each weight its grid and codes, its relative square error, or why it stays float."""
+    """For each weight its grid and codes, its relative square error, or why it stays float.
+
+    `nearest` are those that went to the nearest values though there were inputs.
+    """
 
     made: dict[str, tuple[Grid, Array]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     left_alone: dict[str, str] = field(default_factory=dict)
+    nearest: list[str] = field(default_factory=list)
 
 
 def round_weights(
@@ -82,10 +86,12 @@ def round_weights(
             found.left_alone[weight.name] = plan
             continue
         layer = None if frontier is None else _solvable(work, weight)
+        swept = None
         if frontier is not None and layer is not None:
-            grid, codes, error = _by_columns(frontier, weight, layer, plan, settings)
-        else:
-            grid, codes, error = _nearest(weight.array(graph), plan, settings)
+            swept = _by_columns(frontier, weight, layer, plan, settings)
+        if frontier is not None and swept is None:
+            found.nearest.append(weight.name)
+        grid, codes, error = swept or _nearest(weight.array(graph), plan, settings)
         found.made[weight.name] = grid, codes
         found.errors[weight.name] = error
         if frontier is not None:
@@ -120,7 +126,7 @@ def _layout(weight: Weight, array: Array, settings: Rounding) -> _Layout | str:
 def _nearest(array: Array, plan: _Layout, settings: Rounding) -> tuple[Grid, Array, float]:
     grid = fit_grid(array, plan.format, plan.axis, plan.block, centred=settings.symmetric)
     codes = grid.quantize(array)
-    wrong = array - grid.dequantize(codes)
+    wrong = grid.dequantize(codes) - array.astype(np.float32, copy=False)
     return grid, codes, _energy(wrong) / max(_energy(array), 1e-300)
 
 
@@ -146,7 +152,8 @@ def _solvable(graph: Graph, weight: Weight) -> Layer | None:
 
 def _by_columns(
     frontier: Frontier, weight: Weight, layer: Layer, plan: _Layout, settings: Rounding
-) -> tuple[Grid, Array, float]:
+) -> tuple[Grid, Array, float] | None:
+    """None where moments are singular in spite of the damping."""
     array = weight.array(frontier.graph)
     moments = _moments(frontier, layer, settings)
     diagonal = moments.diagonal(axis1=1, axis2=2)
@@ -175,7 +182,7 @@ def _by_columns(
                 matrix[group], gram, scale[group], zero[group], limits, settings.damping
             )
     except np.linalg.LinAlgError:
-        return _nearest(array, plan, settings)
+        return None
     wrong = matrix - (codes - zero) * scale
     lost = np.einsum("goi,gij,goj->", wrong, moments, wrong, optimize=True)
     whole = np.einsum("goi,gij,goj->", matrix, moments, matrix, optimize=True)

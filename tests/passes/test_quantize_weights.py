@@ -238,6 +238,12 @@ def test_bad_options() -> None:
         QuantizeWeights(block=24)
     with pytest.raises(RecipeError, match="bits is 4 or 8, got 3"):
         QuantizeWeights(bits=3)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="block is for bits=4, got 64 with bits=8"):
+        QuantizeWeights(block=64)
+    with pytest.raises(RecipeError, match="samples is for method=gptq, got 16 with method=nearest"):
+        QuantizeWeights(samples=16)
+    with pytest.raises(RecipeError, match=r"damping is for method=gptq, got 0\.1 with"):
+        QuantizeWeights(damping=0.1)
     with pytest.raises(RecipeError, match="method=gptq needs inputs"):
         stored(Graph.load(parse(NETWORK)), QuantizeWeights(method="gptq"))
 
@@ -354,3 +360,27 @@ def test_rounding_holds_no_second_copy_of_the_model() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < count * one / 4 + 4 * one, "all codes, and what one weight takes"
+
+
+def test_what_gptq_cannot_do_is_named() -> None:
+    text = """net (float[N,64] x) => (float[N,64] y) <float[64,64] w, float[64,64] v> {
+        a = MatMul(x, w)
+        b = MatMul(a, w)
+        y = MatMul(b, v)
+    }"""
+    before = Graph.load(parse(text))
+    x = np.random.default_rng(0).standard_normal((80, 64)).astype(np.float32)
+    context = Context(original=before, calibration=Dataset.from_arrays({"x": x}))
+    QuantizeWeights(bits=4, method="gptq").run(before.clone(), context)
+    assert context.notes["nearest"] == ["w"]
+
+
+@pytest.mark.parametrize("step", [QuantizeWeights(), QuantizeDynamic()])
+def test_where_nothing_is_stored_it_says_why(step: QuantizeWeights | QuantizeDynamic) -> None:
+    text = """net (float[64,64] x) => (float[64,64] y, float[64,64] w) <float[64,64] w> {
+        y = MatMul(x, w)
+    }"""
+    before = Graph.load(parse(text))
+    context = Context(original=before)
+    step.run(before.clone(), context)
+    assert context.notes["remark"] == "'w' is left as it was, it is an output"

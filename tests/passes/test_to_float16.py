@@ -114,6 +114,8 @@ def test_bad_options() -> None:
         ToFloat16(type="float8")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="samples must be at least 1"):
         ToFloat16(samples=0)
+    with pytest.raises(RecipeError, match="samples is for compute=true, got 8"):
+        ToFloat16(samples=8)
 
 
 MASKED = """net (float[N,8] x) => (float[N,8] y) <float[8,8] w, float zero = {0.0}, float low> {
