@@ -4,12 +4,12 @@
     restore("model.gopt")[""]       the bytes of the ONNX file; external data by their names
 
 A packed model is the ONNX file and its external data, byte for byte: magic, version, header (with
-its length and CRC-32), streams; zero bytes fill it up to 1/4096 of what it restores to. Each tensor
-is a segment of elements of `width` bytes; all between them is one more, the frame. Values
-lie in byte planes, or as codes into a codebook. Where they are sparse, the commonest is left out
-and the gaps between the others are listed: g < 255 is g omitted elements and one that is kept, 255
-is 255 omitted ones. Streams are stored, deflated (canonical Huffman codes, which zlib decodes at
-the speed of C) or LZMA2. No length is trusted: memory is bounded by the file's size.
+its length and CRC-32), streams; zero bytes fill it up to 1/4096 of what it restores to and to one
+for each segment. A tensor is a segment of elements of `width` bytes; all between them is one more,
+the frame. Values lie in byte planes, or as codes into a codebook. Where they are sparse, the
+commonest is left out and the gaps between the others are listed: g < 255 is g omitted elements and
+one that is kept, 255 is 255 omitted ones. Streams are stored, deflated (canonical Huffman codes,
+which zlib decodes at the speed of C) or LZMA2. No length is trusted: memory is bounded by the size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import io
 import lzma
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -38,9 +38,10 @@ SPARSE, CODEBOOK, COPY = 1, 2, 4  # bits of a segment's kind; a copy repeats an 
 STORED, DEFLATED, LZMA = 0, 1, 2
 LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 22, "lc": 0, "lp": 0, "pb": 0}]
 
-_CHUNK = 1 << 16  # elements restored at a time; gaps: an eighth of it
+_CHUNK = 1 << 14  # elements restored at a time; gaps: half of it
 _AGAIN = "damaged or cut off; copy the file again"
 _Bytes = npt.NDArray[np.uint8]
+_Elements = npt.NDArray[np.unsignedinteger]
 Stream = tuple[int, int, int]  # how it is coded, offset in the file, bytes there
 
 
@@ -93,8 +94,7 @@ def restore(source: str | Path | bytes) -> dict[str, bytes]:
     with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
         for packed in read_index(file):
             buffer = io.BytesIO()
-            for piece in restored_pieces(file, packed):
-                buffer.write(piece.data)
+            buffer.writelines(piece.data for piece in restored_pieces(file, packed))
             restored[packed.name] = buffer.getvalue()  # it shares the memory and is no copy
     return restored
 
@@ -137,6 +137,7 @@ class _Header:
     def __init__(self, content: bytes, offset: int, size: int) -> None:
         self._content, self._place, self._size = content, 0, size
         self._offset = offset  # of the next stream in the file, which has `size` bytes
+        self._most = size  # segments from here on
 
     def _taken(self, length: int) -> bytes:
         piece = self._content[self._place : self._place + length]
@@ -147,25 +148,27 @@ class _Header:
 
     def _number(self, most: int) -> int:
         value = 0
-        for shift in range(0, 70, 7):
-            byte = self._taken(1)[0]
-            value |= (byte & 0x7F) << shift
+        for place, byte in enumerate(self._content[self._place : self._place + 10]):
+            value |= (byte & 0x7F) << 7 * place
             if byte < 0x80:
                 break
+        else:
+            raise PackedError(f"the header ends too early: {_AGAIN}")
+        self._place += place + 1
         if value > most:
             raise PackedError(f"the header says {value}, at most {most} is possible: {_AGAIN}")
         return value
 
     def files(self) -> tuple[PackedFile, ...]:
         files: dict[str, PackedFile] = {}
-        for _ in range(self._number(len(self._content))):
+        for _ in range(self._number(self._most)):
             name = self._taken(self._number(4096)).decode(errors="replace")
             leaving = {"", ".", ".."} & set(name.split("/")) or set(name) & set("\\:\0")
             if name in files or (name and leaving):
                 raise PackedError(f"{name!r} is no new name in the model's folder; refused")
             frame, segments = self._segment([]), list[tuple[int, Segment]]()
             left = frame.width * frame.elements
-            for _ in range(self._number(len(self._content))):
+            for _ in range(self._number(self._most)):
                 segments.append((self._number(left), self._segment(segments)))
                 left -= segments[-1][0]
             files[name] = PackedFile(name, frame, tuple(segments))
@@ -174,7 +177,7 @@ class _Header:
         return tuple(files.values())
 
     def _segment(self, earlier: list[tuple[int, Segment]]) -> Segment:
-        kind = self._number(COPY if earlier else COPY - 1)
+        kind, self._most = self._number(COPY if earlier else COPY - 1), self._most - 1
         if kind == COPY:
             return earlier[self._number(len(earlier) - 1)][1]
         width, count = 1 << self._number(3), self._number(MOST_EXPANSION * self._size)
@@ -185,11 +188,11 @@ class _Header:
         if kind & CODEBOOK:
             codes = self._number(min(kept, 2**16))
         planes = 2 + (codes > 256) if codes else width if kept else 0
-        streams = tuple(self._stream() for _ in range(bool(gaps) + planes))
+        streams = tuple(self._stream(width * count) for _ in range(bool(gaps) + planes))
         return Segment(kind, width, count, checksum, gaps, kept, fill, codes, streams)
 
-    def _stream(self) -> Stream:
-        codec, length = self._number(LZMA), self._number(self._size - self._offset)
+    def _stream(self, most: int) -> Stream:  # at most as long as if it was stored
+        codec, length = self._number(LZMA), self._number(min(most, self._size - self._offset))
         self._offset += length
         return codec, self._offset - length, length
 
@@ -200,8 +203,9 @@ class _Reader:
     def __init__(self, file: BinaryIO, stream: Stream) -> None:
         self._file, (self._codec, self._place, length) = file, stream
         self._end = self._place + length
-        self._inflate = zlib.decompressobj(-15)
-        if self._codec == LZMA:  # only then: it takes the memory of its dictionary at once
+        if self._codec == DEFLATED:
+            self._inflate = zlib.decompressobj(-15)
+        elif self._codec == LZMA:  # only then: it takes the memory of its dictionary at once
             self._lzma = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=LZMA_FILTERS)
 
     def take(self, length: int) -> _Bytes:
@@ -220,17 +224,18 @@ class _Reader:
         elif self._codec == DEFLATED:
             coded = self._inflate.unconsumed_tail or self._coded(1 << 16)
             piece = self._inflate.decompress(coded, most)
+            self._place = self._end if self._inflate.eof else self._place
         else:
             coded = self._coded(1 << 16) if self._lzma.needs_input else b""
             piece = self._lzma.decompress(coded, most)
-        if not piece and self._place == self._end and not self._inflate.unconsumed_tail:
+        if not piece and self._place == self._end:
             raise EOFError("it ends too early")
         return piece
 
     def _coded(self, most: int) -> bytes:
         self._file.seek(self._place)
         piece = self._file.read(min(most, self._end - self._place))
-        self._place += len(piece)
+        self._place = self._place + len(piece) if piece else self._end
         return piece
 
 
@@ -250,8 +255,7 @@ def restored_pieces(file: BinaryIO, packed: PackedFile) -> Iterator[_Bytes]:
 
 def _checked(file: BinaryIO, segment: Segment) -> Iterator[_Bytes]:
     checksum = 0
-    readers = [_Reader(file, stream) for stream in segment.streams]
-    for piece in _pieces(segment, readers):
+    for piece in _pieces(segment, [_Reader(file, stream) for stream in segment.streams]):
         checksum = zlib.crc32(piece.data, checksum)
         yield piece
     if checksum != segment.checksum:
@@ -259,41 +263,36 @@ def _checked(file: BinaryIO, segment: Segment) -> Iterator[_Bytes]:
 
 
 def _pieces(segment: Segment, readers: list[_Reader]) -> Iterator[_Bytes]:
-    sparse, fill = bool(segment.kind & SPARSE), np.frombuffer(segment.fill, np.uint8)
-    gaps, kept, left = segment.gaps, segment.kept, segment.elements
-    steps_of, values = readers[0:1], _values(segment, readers[bool(gaps) :])
+    sparse, fill = segment.kind & SPARSE, np.frombuffer(segment.fill, f"<u{segment.width}")
+    gaps, kept, left, book = segment.gaps, segment.kept, segment.elements, None
+    steps_of, planes = readers[0:1], readers[bool(gaps) :]
+    if segment.codes:
+        rows = planes.pop(0).take(segment.codes * segment.width).reshape(segment.width, -1)
+        book = rows.T.copy().view(f"<u{segment.width}")[:, 0]
     while gaps:
-        steps = steps_of[0].take(min(gaps, _CHUNK // 8)).astype(np.int64)
+        steps = steps_of[0].take(min(gaps, _CHUNK // 2)).astype(np.int64)
         keeps = steps < 255
         ends = np.cumsum(steps + keeps)
         places, length = ends[keeps] - 1, int(ends[-1])
         gaps, kept, left = gaps - len(steps), kept - len(places), left - length
         if kept < 0 or left < 0:
             break
-        piece = np.tile(fill, length).reshape(length, -1)
+        piece = np.full(length, fill)
         if len(places):
-            piece[places] = values(len(places))
-        yield piece.reshape(-1)
+            piece[places] = _values(planes, book, len(places))
+        yield piece.view(np.uint8)
     if sparse and (kept or left < 0):
         raise PackedError(f"a segment lists other elements than it says: {_AGAIN}")
     for count in [min(_CHUNK, left - start) for start in range(0, left, _CHUNK)]:
-        yield np.tile(fill, count) if sparse else values(count).reshape(-1)
+        yield (np.full(count, fill) if sparse else _values(planes, book, count)).view(np.uint8)
 
 
-def _values(segment: Segment, readers: list[_Reader]) -> Callable[[int], _Bytes]:
-    """What takes a segment's next values, from planes or a codebook, as rows of bytes."""
-
-    def joined(count: int) -> _Bytes:
-        return np.stack([reader.take(count) for reader in readers], axis=1)
-
-    if not segment.codes:
-        return joined
-    book = readers.pop(0).take(segment.codes * segment.width).reshape(segment.width, -1).T.copy()
-
-    def looked_up(count: int) -> _Bytes:
-        codes = joined(count).view(f"<u{len(readers)}")[:, 0]
-        if count and int(codes.max()) >= len(book):
-            raise PackedError(f"a segment has a code without an entry: {_AGAIN}")
-        return np.take(book, codes, axis=0)
-
-    return looked_up
+def _values(planes: list[_Reader], book: _Elements | None, count: int) -> _Elements:
+    """A segment's next values, from planes or a codebook."""
+    rows = np.empty((count, len(planes)), np.uint8)
+    for place, plane in enumerate(planes):
+        rows[:, place] = plane.take(count)
+    values: _Elements = rows.view(f"<u{len(planes)}")[:, 0]
+    if book is not None and int(values.max()) >= len(book):
+        raise PackedError(f"a segment has a code without an entry: {_AGAIN}")
+    return values if book is None else book[values]

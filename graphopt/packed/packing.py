@@ -37,6 +37,7 @@ class _Writer:
 
     def __init__(self) -> None:
         self._content = bytearray()
+        self.segments = 0
 
     def number(self, value: int) -> None:
         while value > 0x7F:
@@ -50,10 +51,12 @@ class _Writer:
         self._content += raw
 
     def copy(self, earlier: int) -> None:
+        self.segments += 1
         self.number(loader.COPY)
         self.number(earlier)
 
     def segment(self, coded: Coded) -> None:
+        self.segments += 1
         for value in (coded.kind, coded.width.bit_length() - 1, coded.count, coded.checksum):
             self.number(value)
         if coded.kind & loader.SPARSE:
@@ -99,7 +102,7 @@ def pack(source: str | Path | bytes, target: str | Path) -> Packing:
                 restored += len(external)
                 body += _file(header, name, external, _bounded(payloads, len(external), path))
     with atomic_file(Path(target)) as file:
-        return _written(file, header.coded(), body, restored)
+        return _written(file, header, body, restored)
 
 
 @contextmanager
@@ -182,17 +185,20 @@ def _file(
     return body
 
 
-def _written(target: BinaryIO, header: bytes, body: list[Coded], restored: int) -> Packing:
-    preamble = loader.PREAMBLE.pack(loader.MAGIC, loader.VERSION, len(header), zlib.crc32(header))
-    target.write(preamble + header)
-    size = len(preamble) + len(header)
+def _written(target: BinaryIO, header: _Writer, body: list[Coded], restored: int) -> Packing:
+    coded_header = header.coded()
+    checksum, length = zlib.crc32(coded_header), len(coded_header)
+    preamble = loader.PREAMBLE.pack(loader.MAGIC, loader.VERSION, length, checksum)
+    target.write(preamble + coded_header)
+    size = len(preamble) + length
     for coded in body:
         for _, stream in coded.streams:
             target.write(stream)
             size += len(stream)
-    missing = max(0, -(-restored // loader.MOST_EXPANSION) - size)
+    least = max(-(-restored // loader.MOST_EXPANSION), header.segments)
+    missing = max(0, least - size)
     target.write(bytes(missing))
-    return Packing(restored, size + missing, _parts(len(preamble) + len(header), body))
+    return Packing(restored, size + missing, _parts(len(preamble) + length, body))
 
 
 def _parts(header: int, body: list[Coded]) -> Mapping[str, int]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
+import lzma
 import struct
 import tracemalloc
 import zlib
@@ -20,13 +24,16 @@ from graphopt.packed import is_packed, pack
 from graphopt.packed.loader import (
     CODEBOOK,
     COPY,
+    LZMA_FILTERS,
     MAGIC,
     MOST_EXPANSION,
     PREAMBLE,
     SPARSE,
     VERSION,
     PackedError,
+    read_index,
     restore,
+    restored_pieces,
 )
 from tests.cli.calling import Run
 from tests.samples import convnet
@@ -197,6 +204,8 @@ _ZEROS = b"\0" * 4
         (_numbers(1, 0, 0, 0, 9, 5, 2, 4, 0), "a segment: .*: damaged"),
         (_numbers(1, 0, *_FRAME), "too early"),
         (_numbers(0), "no model"),
+        (_numbers(1, 0, *_FRAME, 1, 0, 0, 0, 3, 0, 0, 4), "at most 3"),
+        (_numbers(1, 0, *_FRAME) + b"\xff" * 11, "too early"),
         (_numbers(1, 3) + b"../" + _numbers(*_FRAME, 0), "folder"),
         (_numbers(1, 4) + b"/etc" + _numbers(*_FRAME, 0), "folder"),
         (_numbers(1, 4) + b"C:\\x" + _numbers(*_FRAME, 0), "folder"),
@@ -207,6 +216,84 @@ _ZEROS = b"\0" * 4
 def test_lying_headers(header: bytes, says: str) -> None:
     with pytest.raises(PackedError, match=says):
         restore(_with_header(header, _ZEROS))
+
+
+def test_more_segments_than_bytes() -> None:
+    """Each takes time: copies of one, a bit or two in a deflated header, come to an end."""
+    copies = _numbers(0, COPY, 0) * 20_000
+    more = np.random.default_rng(0).bytes(1000)  # no header may be 64 times its deflated size
+    refused = _with_header(_numbers(1, 0, *_FRAME, 20_001, 0, *_FRAME) + copies + more, b"\0\0")
+    assert len(refused) < 2000
+    with pytest.raises(PackedError, match="at most"):
+        restore(refused)
+    assert restore(refused + bytes(20_002 - len(refused))) == {"": bytes(20_002)}
+
+
+def test_what_follows_the_end_of_a_stream() -> None:
+    """It is not gone through, whatever is missing."""
+    size = 20_000_000
+    empty = b"\3\0"  # one last block, without content
+    packed = _with_header(_numbers(1, 0, 0, 0, size, 5, 1, size, 0), empty + bytes(size - 2))
+    tracemalloc.start()
+    with pytest.raises(PackedError, match="ends too early"):
+        restore(packed)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+
+
+class _Impatient(io.BytesIO):
+    """Fails where there is nothing to be read, time and again."""
+
+    in_vain = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(size)
+        self.in_vain += not piece
+        assert self.in_vain < 100, "reads on and on"
+        return piece
+
+
+@pytest.mark.parametrize("codec", [0, 1, 2])
+def test_file_that_becomes_shorter(codec: int) -> None:
+    """Its length was right when it was opened; no codec waits for more."""
+    raw = np.random.default_rng(0).integers(0, 99, 300_000).astype(np.uint8).tobytes()
+    stream = (
+        raw,
+        zlib.compress(raw, wbits=-15),
+        lzma.compress(raw, lzma.FORMAT_RAW, -1, None, LZMA_FILTERS),
+    )[codec]
+    packed = _with_header(_numbers(1, 0, 0, 0, 300_000, 5, codec, len(stream), 0), stream)
+    file = _Impatient(packed)
+    (index,) = read_index(file)
+    file.truncate(len(packed) - 100_000)
+    with pytest.raises(PackedError, match="a segment"):
+        list(restored_pieces(file, index))
+
+
+# A segment of every kind and a stream of every codec, as version 1 has always been written.
+_VERSION_1 = (
+    "iAPURR1FFm0RU(K005?Git}S+U|^Wa__*`yeh$V`HWdbj7RD{N*8SuI()^4}Cm1`PoZQN;r3F;Qz^KBY1%iyS{7g)1"
+    "nBFfr{Ev&3L4+}vpPA_f%Z@7-I(QWoK?<1}6d8CJMfq8n`571v@a%eg;yEKz0RZFRvwGmn#lyu|A;egz#1fR6Q!2!m"
+    "uGP=Tp(w!U#8htJ)xxN?hK=I{BbaOGwSY})4=2YOCNS5?YXhg&8zGJxEMTs&*8?FWt_g^HhKJ(-j{p;pYwC4?CyF0r"
+    "6Bic;2cr-R7ZV3#5>TKLS-^=&Kn4J8zW_deMhCvV@*_Xr)z&?sAql_zBDp?!>83yCb8<iaCp5oR`Jun+jvv2nMJYW_"
+    "%@n}w3ShnidY`}GbvwV0R13ct@}a&x!O}hyafLsZo&&x{=&nCAN-Do0`LjOKNoPNWiNHPhRX)Em_G`ZiTk5{mdSN~*"
+    "JAuC+GFHCg3nRV-!HEq3APfVsOH;xpvH!T(P4X<W3V~>^;hUp2RfQ7IE%^he6;tYA+J<P=100z>AoN&LC0^2kGHl1d"
+    "MxuqJ)?TMWR&9ule%n_Sekq&*T5U*A3orHH2k3ay%^qj(ICzS41-2wgWhSkz_Xcs(B)($g<{wd-%cdiU9JNTRVeE+`"
+    "JC!3rp$_eo4r_%0VOVm){7*Zt8eO~;6^uPR7X`rq0l**t1fgVlCVv)fP(83iN}G9Vr{b#b?gs!RCATF2Nl9%<01}eh"
+    "5&%9vK0gJ)0RaF22!pT#_Rs7lRvWi)cV;l_7NG79*WGPxt<~JQ3#OZ^?vN2@MqN4xMewRay~(+qHypA%&s+13hL@!6"
+    "(9I<gRB{(5%}w3b4iM=!DDO^%Si%j{>e}sgJKc_n4v@n;fvT8Zl(z>c9|-{&4*>uW0SFKP0}=xW3=a`ELI))RCI=TR"
+    "2^#<cB_+2>No^96+de)%1;GIU0001jAnE_;U}c(#Sur(B?cfGK0B8UJa2!W>fW>d(cy}9bj(Ai{<WHZ6tqM$P9<_1x"
+    "ncvceO9Tt7Z5}lLdGa1uEv`tTjeu!css#R~f2#q{TCecig~AHeOgZ<2>I|~(uROwM+6)S{!c$0$GOmk-S`z38Jwe6I"
+    "s^5_S00"
+)
+
+
+def test_files_of_version_1_are_read() -> None:
+    packed = base64.b85decode(_VERSION_1)
+    assert hashlib.sha256(restore(packed)[""]).hexdigest() == (
+        "2e98cd98efd9cfd6e52b1fb92cc7fe40cf55419d9109d87dfd1f6e5d8bef8df7"
+    )
 
 
 def test_code_without_entry() -> None:
