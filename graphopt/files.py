@@ -11,12 +11,20 @@ from typing import BinaryIO
 
 from graphopt.errors import TargetError
 
-__all__ = ["atomic_file", "is_one_of"]
+__all__ = ["atomic_file", "is_inside", "is_one_of"]
 
 
 def is_one_of(path: Path, files: Iterable[Path]) -> bool:
     """Whether a path leads to one of these files, by whatever name."""
     return path.exists() and any(file.exists() and path.samefile(file) for file in files)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path leads into a folder, links followed; what can be no path does not."""
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except ValueError:
+        return False
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from graphopt.errors import ModelError
+from graphopt.files import is_inside
 from graphopt.packed import is_packed, unpack
 
 __all__ = [
@@ -237,7 +238,7 @@ def _load_external(
             )
         entry = {item.key: item.value for item in tensor.external_data}
         path = _inside(folder, entry.get("location", ""), tensor.name)
-        files[path.resolve()] = None
+        files[Path(os.path.realpath(path))] = None
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -303,7 +304,7 @@ def _external_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 def _inside(folder: Path, location: str, name: str) -> Path:
     """The external file, refused unless it really lies in the model's folder."""
     target = folder / location
-    if not location or not target.resolve().is_relative_to(folder.resolve()):
+    if not location or not is_inside(target, folder):
         raise ModelError(
             f"initializer {name!r}: external data {location!r} leaves the model's folder; "
             "refused, put the file beside the model"

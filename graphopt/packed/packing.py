@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from graphopt.errors import ModelError
-from graphopt.files import atomic_file
+from graphopt.errors import ModelError, TargetError
+from graphopt.files import atomic_file, is_inside, is_one_of
 from graphopt.packed import loader
 from graphopt.packed.coding import Coded, code
 from graphopt.packed.scanning import Payload, scan
@@ -84,11 +84,12 @@ def pack(source: str | Path | bytes, target: str | Path) -> Packing:
 
     External data are taken from the model's own folder. Raises ModelError if the source is no ONNX
     model, or its external data are missing, too short, or outside its folder, and TargetError if
-    the target cannot be written.
+    the target cannot be written, or is one of the files that are read.
     """
     what = "the given bytes" if isinstance(source, bytes) else str(source)
     source = Path(source) if isinstance(source, str) else source
     header, body = _Writer(), list[Coded]()
+    read = [] if isinstance(source, bytes) else [source]
     with _content(source, what) as content:
         if is_packed(content[: len(loader.MAGIC)]):
             raise ModelError(f"{what}: is packed already")
@@ -98,10 +99,14 @@ def pack(source: str | Path | bytes, target: str | Path) -> Packing:
         body += _file(header, "", content, found.inside)
         for name, payloads in found.beside.items():
             path = _beside(source, name, what)
+            read.append(path)
             with _content(path, what) as external:
                 restored += len(external)
                 body += _file(header, name, external, _bounded(payloads, len(external), path))
-    with atomic_file(Path(target)) as file:
+    target = Path(target)
+    if is_one_of(target, read):
+        raise TargetError(f"{target}: would replace a file of the model; name another")
+    with atomic_file(target) as file:
         return _written(file, header, body, restored)
 
 
@@ -111,15 +116,16 @@ def _content(source: Path | bytes, what: str) -> Iterator[bytes | mmap.mmap]:
     if isinstance(source, bytes):
         yield source
         return
-    if source.is_dir():
-        raise ModelError(f"{source}: is a directory, not an ONNX file; name the file inside it")
+    if source.exists() and not source.is_file():
+        found = "a directory" if source.is_dir() else "no regular file"
+        raise ModelError(f"{source}: is {found}, not an ONNX file; name one")
     try:
         with source.open("rb") as file:
             if not source.stat().st_size:
                 yield b""
                 return
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                yield content
+            # Closed with the last view of it, which errors on their way out hold for a while.
+            yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise ModelError(
             f"{what}: {source.name} cannot be read ({error.strerror}); check the path"
@@ -131,7 +137,7 @@ def _beside(source: Path | bytes, name: str, what: str) -> Path:
     if isinstance(source, bytes):
         raise ModelError(f"{what}: data lie in the external file {name!r}; pack the model's path")
     path = source.parent / name
-    if not path.resolve().is_relative_to(source.parent.resolve()):
+    if not is_inside(path, source.parent):
         raise ModelError(
             f"{what}: external data {name!r} leave the model's folder; put the file beside it"
         )
@@ -161,27 +167,23 @@ def _file(
     taken = [place for place in payloads if place.length >= _SMALLEST]
     header.text(name)
     view = memoryview(content)
-    try:
-        cuts = [0, *(edge for place in taken for edge in (place.start, place.start + place.length))]
-        edges = zip(cuts[::2], [*cuts[1::2], len(view)], strict=True)
-        frame = code(memoryview(b"".join(view[start:end] for start, end in edges)), 1)
-        header.segment(frame)
-        header.number(len(taken))
-        body, known, after = [frame], dict[bytes, int](), 0
-        for number, place in enumerate(taken):
-            header.number(place.start - after)
-            after = place.start + place.length
-            payload = view[place.start : after]
-            digest = hashlib.sha256(payload).digest() + bytes([place.width])
-            if digest in known:
-                header.copy(known[digest])
-            else:
-                known[digest] = number
-                body.append(code(payload, place.width))
-                header.segment(body[-1])
-            payload.release()
-    finally:
-        view.release()
+    cuts = [0, *(edge for place in taken for edge in (place.start, place.start + place.length))]
+    edges = zip(cuts[::2], [*cuts[1::2], len(view)], strict=True)
+    frame = code(memoryview(b"".join(view[start:end] for start, end in edges)), 1)
+    header.segment(frame)
+    header.number(len(taken))
+    body, known, after = [frame], dict[bytes, int](), 0
+    for number, place in enumerate(taken):
+        header.number(place.start - after)
+        after = place.start + place.length
+        payload = view[place.start : after]
+        digest = hashlib.sha256(payload).digest() + bytes([place.width])
+        if digest in known:
+            header.copy(known[digest])
+        else:
+            known[digest] = number
+            body.append(code(payload, place.width))
+            header.segment(body[-1])
     return body
 
 

@@ -6,7 +6,6 @@ numbers are those of onnx.proto.
 
 from __future__ import annotations
 
-import math
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -132,14 +131,14 @@ def _tensors(content: Content, place: _Place, kind: str, depth: int) -> Iterator
 
 def _payload(content: Content, tensor: _Place) -> tuple[str | None, Payload | None]:
     """Where a tensor's elements lie, and in which file beside the model, None if in its own."""
-    width, kind, dims, entries = 1, 0, list[int](), dict[str, str]()
+    width, kind, dims, entries = 1, 0, list[tuple[int, int]](), dict[str, str]()
     held: tuple[int, int, int] | None = None
     for number, wire, start, end in _fields(content, tensor[2], tensor[3]):
         if number == _DATA_TYPE and wire == 0:
             kind = _varint(content, start)[0]
             width = _WIDTHS.get(kind, 1)
         elif number == _DIMS:
-            dims += _varints(content, start, end)
+            dims.append((start, end))
         elif number in (_FLOATS, _RAW, _DOUBLES) and wire == 2:
             held = number, start, end
         elif number == _EXTERNAL and wire == 2:
@@ -147,10 +146,23 @@ def _payload(content: Content, tensor: _Place) -> tuple[str | None, Payload | No
             entries[texts.get(1, "")] = texts.get(2, "")
     if "location" in entries:
         bits = _BITS.get(kind, 8 * _COMPLEX.get(kind, width))
-        length = int(entries.get("length", -(-math.prod(dims) * bits // 8)))
+        length = int(entries["length"]) if "length" in entries else None
+        if length is None:
+            length = -(-_elements(content, dims) * bits // 8)
         return entries["location"], Payload(int(entries.get("offset", "0")), length, width)
     if held is None:
         return None, None
     number, start, end = held
     width = {_FLOATS: 4, _DOUBLES: 8}.get(number, width)
     return None, Payload(start, end - start, width if (end - start) % width == 0 else 1)
+
+
+def _elements(content: Content, dims: list[tuple[int, int]]) -> int:
+    """The product of what is listed in these places; what no file can hold is refused."""
+    count, empty = 1, False
+    for start, end in dims:
+        for dim in _varints(content, start, end):
+            count, empty = count * max(dim, 1), empty or dim == 0
+            if count >= 1 << 64:
+                raise ValueError("more elements than any file has")
+    return 0 if empty else count
