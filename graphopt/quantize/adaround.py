@@ -117,7 +117,7 @@ class _Walk:
         manner = self.manner
         held = self._held(region)
         if held is None:
-            return "what enters or leaves this block has not one row for each input"
+            return "what enters or leaves this block has not one row of one shape for each input"
         reads, aim = held
         weights = [layer.layer.weight for layer, _ in layers]
         task = train.JointTask(
@@ -147,12 +147,13 @@ class _Walk:
     def _held(self, region: Region) -> tuple[list[Array], Array] | None:
         """What enters a block now, and what left it in the original, for as many as fit.
 
-        None where one of them has not one row for each input.
+        None where one of them has not one row for each input, or rows differ in shape.
         """
         reference, limit, count = self._reference(region.gives), 0, 0
         whole, unit = len(self.made.dataset), self.made.dataset.fixed_batch or 1
         reads: list[list[Array]] = []
         aims: list[Array] = []
+        shapes: list[tuple[int, ...]] = []
         pairs = zip(
             self.made.batches(region.reads), self.wanted.batches([reference.tensor]), strict=True
         )
@@ -160,9 +161,13 @@ class _Walk:
             now = [found[name] for name in region.reads]
             aim = reference.of(original[reference.tensor])
             count += len(aim)
+            rows = [array[:1] for array in (*now, aim)]
+            shapes = shapes or [row.shape for row in rows]
             if any(array.shape[:1] != aim.shape[:1] for array in now):
                 return None
-            each = sum(array[:1].nbytes for array in (*now, aim))
+            if [row.shape for row in rows] != shapes:
+                return None
+            each = sum(row.nbytes for row in rows)
             limit = limit or max(_BYTES // each // unit, 1) * unit
             room = limit - sum(map(len, aims))
             if room > 0:

@@ -24,6 +24,7 @@ from passes.quantize_static import QuantizeStatic
 from passes.quantize_weights import QuantizeWeights
 from tests.asserting import assert_valid, parse, run_model
 from tests.quantize.executing import executed, run_optimized
+from tests.quantize.sequences import sequences
 
 NETWORK = """net (float[N,8,8,8] x) => (float[N,10] y)
 <float[24,8,3,3] w, float[24] b, float[24,1,3,3] e, float[24] h, float[24,24,1,1] v, float[24] c,
@@ -194,6 +195,20 @@ def test_blocks_that_mix_rows_are_left_alone() -> None:
     assert list(left) == ["y"]
     assert list(errors) == ["a", "d", "y"]
     assert context.notes["blocks"] == {}
+
+
+def test_blocks_of_rows_that_differ_in_shape_are_left_alone() -> None:
+    original, dataset = sequences()
+    graph = original.clone()
+    context = Context(original=original, calibration=dataset)
+    QuantizeStatic(pays=False, least_db=None).run(graph, context)
+    AdaRound(bits=4, packed=False, steps=0, block_steps=5).run(graph, context)
+    left, errors = context.notes["left_alone"], context.notes["errors"]
+    assert isinstance(left, dict)
+    assert isinstance(errors, dict)
+    assert {*left} == {"y"}
+    assert "not one row of one shape" in str(left["y"])
+    assert len(errors) == 2
 
 
 CHAIN = """net (float[N,4,6,6] x) => (float[N,24,6,6] y)
