@@ -21,7 +21,7 @@ from graphopt.runtime import Session
 
 __all__ = ["Errors", "capped", "decibels", "layer_errors", "layers_to_free", "only"]
 
-_BATCH = 16
+_BATCH = 8
 
 _RUINED = 100.0
 """What an infinite relative square error counts as, where errors are added up."""
