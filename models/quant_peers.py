@@ -1,7 +1,8 @@
 """Measure static quantization by graphopt and by other tools, on the same calibration images.
 
     python -m models.quant_peers MODEL.onnx --data SPEC --eval-data SPEC --preprocess P \
-        --samples 100 --to rows.jsonl [--tools graphopt-mse,ort-minmax] [--peer-python PYTHON]
+        --samples 100 --to rows.jsonl [--tools graphopt-mse,ort-minmax] [--threads 1 2] \
+        [--peer-python nncf=PYTHON --peer-python neural-compressor=PYTHON]
     python -m models.quant_peers --print rows.jsonl
     python -m models.quant_peers MODEL.onnx --data SPEC --preprocess P --memory 100 10000
 
@@ -9,9 +10,11 @@ Each tool quantizes in one cold process, whose CPU seconds and peak resident mem
 kernel's account of it. What prepares a model is apart: the lossless recipe for graphopt,
 onnxruntime's pre-processing for the others. The result is compared with the original in ONNX
 Runtime, as its users run it: top-1, agreement, signal over error of the outputs, and the latency
-in pairs. The first row is the original itself. Every row is a line of JSON; what the file already
-holds is not measured again. With `--memory` only the peak memory of calibrating on so many images
-is measured, all of them looked at, and related to that of the first number.
+in pairs, for each number of threads. The first row is the original itself. Layers that are not
+faster on integers stay in floats in `graphopt-paying`, as they do by default, and in no other row.
+Every row is a line of JSON; what the file already holds is not measured again. With `--memory`
+only the peak memory of calibrating on so many images is measured, all of them looked at, and
+related to that of the first number.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ FLOAT = "float"
 class Row:
     """One tool on one model, or the model itself.
 
-    Accuracies are fractions; CPU seconds and MB are those of the process.
+    Accuracies are fractions; `ratios` are those of the latency, by number of threads; CPU seconds
+    and MB are those of the process.
     """
 
     model: str
@@ -54,7 +58,7 @@ class Row:
     top1: float | None
     agreement: float
     decibels: float
-    ratio: float
+    ratios: Mapping[str, float]
     size: float
     cpu_seconds: float
     peak_mb: float
@@ -94,11 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preprocess")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--tools", default=",".join(PROGRAMS))
-    parser.add_argument("--peer-python", default=sys.executable, help="runs nncf")
+    parser.add_argument("--peer-python", action="append", default=[], metavar="TOOL=PYTHON",
+                        help="runs a tool from its own environment")  # fmt: skip
     parser.add_argument("--to", type=Path, default=Path("quant_peers.jsonl"))
     parser.add_argument("--print", type=Path)
     parser.add_argument("--memory", type=int, nargs="+", metavar="IMAGES")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     return parser
 
 
@@ -121,7 +126,7 @@ def _prepared(graph: Graph, model: Path, place: Path) -> dict[str, Path]:
     ours, theirs = place / "ours.onnx", place / "theirs.onnx"
     go.PassManager(["lossless"]).run(graph, measure=False).graph.save(ours)
     quant_pre_process(str(model), str(theirs), skip_symbolic_shape=True)
-    return {"graphopt": ours, "ort": theirs, "nncf": theirs}
+    return {"graphopt": ours, "ort": theirs, "nncf": theirs, "neural": theirs}
 
 
 def _measured(
@@ -135,7 +140,8 @@ def _measured(
     if tool == FLOAT:
         return _float_row(graph, evaluated, options)
     out = place / f"{tool}.onnx"
-    python = options.peer_python if tool == "nncf" else sys.executable
+    pythons = dict(entry.split("=", 1) for entry in options.peer_python)
+    python = pythons.get(tool, sys.executable)
     source = prepared[tool.split("-")[0]]
     cpu, peak, failed = _run(
         [python, "-c", STORED + PROGRAMS[tool], source, out, place / "rows.npz"]
@@ -143,23 +149,31 @@ def _measured(
     name = options.model.stem
     if failed:
         nothing = float("nan")
-        return Row(name, tool, options.samples, None, nothing, nothing, nothing, nothing, cpu, peak,
+        return Row(name, tool, options.samples, None, nothing, nothing, {}, nothing, cpu, peak,
                    failed)  # fmt: skip
-    top1, agreement, decibels = _compared(graph, out, evaluated, options.threads)
-    timing = bench(graph, out, feeds=next(evaluated.batches(1)),
-                   plan=BenchPlan(threads=options.threads))  # fmt: skip
-    assert timing.ratio is not None, "two models were timed"
-    size = out.stat().st_size / options.model.stat().st_size
-    return Row(
-        name, tool, options.samples, top1, agreement, decibels, timing.ratio, size, cpu, peak
-    )
+    top1, agreement, decibels = _compared(graph, out, evaluated, options.threads[0])
+    ratios = _ratios(graph, out, next(evaluated.batches(1)), options.threads)
+    size = len(go.load(out).to_bytes()) / len(graph.to_bytes())
+    return Row(name, tool, options.samples, top1, agreement, decibels, ratios, size, cpu, peak)
+
+
+def _ratios(
+    graph: Graph, out: Path, feeds: Mapping[str, np.ndarray], threads: Sequence[int]
+) -> dict[str, float]:
+    """Latency relative to the original's, by number of threads."""
+    found = {}
+    for number in threads:
+        timing = bench(graph, out, feeds=feeds, plan=BenchPlan(threads=number))
+        assert timing.ratio is not None, "two models were timed"
+        found[str(number)] = timing.ratio
+    return found
 
 
 def _float_row(graph: Graph, evaluated: Dataset, options: argparse.Namespace) -> Row:
     """The original beside itself, without a process of its own."""
-    top1, agreement, decibels = _compared(graph, options.model, evaluated, options.threads)
+    top1, agreement, decibels = _compared(graph, options.model, evaluated, options.threads[0])
     name, nothing = options.model.stem, float("nan")
-    return Row(name, FLOAT, options.samples, top1, agreement, decibels, 1.0, 1.0, nothing, nothing)
+    return Row(name, FLOAT, options.samples, top1, agreement, decibels, {}, 1.0, nothing, nothing)
 
 
 def _memory(options: argparse.Namespace) -> None:
@@ -234,9 +248,10 @@ def _line(row: Row) -> str:
         top1 = "-" if row.top1 is None else f"{row.top1:.2%}"
         return f"| {row.model} | {row.tool} | | {top1} | | | | | | |"
     top1 = "-" if row.top1 is None else f"{row.top1:.2%}"
+    ratios = " / ".join(f"{ratio:.2f}" for ratio in row.ratios.values())
     return (
         f"| {row.model} | {row.tool} | {row.samples} | {top1} | {row.agreement:.2%} "
-        f"| {row.decibels:.1f} | {row.size:.3f} | {row.ratio:.2f} | {row.cpu_seconds:.1f} "
+        f"| {row.decibels:.1f} | {row.size:.3f} | {ratios} | {row.cpu_seconds:.1f} "
         f"| {row.peak_mb:.0f} |"
     )
 

@@ -51,6 +51,23 @@ made = nncf.quantize(onnx.load(model), nncf.Dataset(list(batches)), subset_size=
 onnx.save(made, out)
 """
 
+_COMPRESSOR = """
+from onnx_neural_compressor import data_reader
+from onnx_neural_compressor.quantization import (
+    CalibrationMethod, QuantFormat, QuantType, config, quantize)
+class Reader(data_reader.CalibrationDataReader):
+    def __init__(self):
+        self.rewind()
+    def get_next(self):
+        return next(self.left, None)
+    def rewind(self):
+        self.left = iter(kept)
+kept = list(batches)
+quantize(model, out, config.StaticQuantConfig(
+    Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
+    weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax))
+"""
+
 _OURS = """
 import graphopt as go
 from graphopt.data import input_specs
@@ -58,7 +75,7 @@ from graphopt.passbase import Context
 from passes.quantize_static import QuantizeStatic
 graph = go.load(model)
 data = dataset(input_specs(graph))
-step = QuantizeStatic(calibrator="{calibrator}", samples=count, settled=None, pays=False)
+step = QuantizeStatic(calibrator="{calibrator}", samples=count, settled=None, pays={pays})
 original = graph.clone()
 step.run(graph, Context(original=original, calibration=data))
 graph.save(out)
@@ -76,14 +93,23 @@ graph.save"""
 
 _ALL = ("average", "best", "entropy", "minmax", "mse", "percentile")
 
+
+def _ours(calibrator: str, after: str = "graph.save", *, pays: bool = False) -> str:
+    """Our program with its blanks filled in; `after` is what follows the insertion."""
+    filled = _OURS.replace("{calibrator}", calibrator).replace("{pays}", str(pays))
+    return filled.replace("graph.save", after)
+
+
 PROGRAMS: Mapping[str, str] = {
-    **{f"graphopt-{c}": _OURS.replace("{calibrator}", c) for c in _ALL},
-    "graphopt-int8": _OURS.replace("{calibrator}", "best").replace("graph.save", _CORRECTED),
-    "graphopt-w4a8": _OURS.replace("{calibrator}", "best").replace("graph.save", _ROUNDED),
+    **{f"graphopt-{c}": _ours(c) for c in _ALL},
+    "graphopt-int8": _ours("best", _CORRECTED),
+    "graphopt-paying": _ours("best", _CORRECTED, pays=True),
+    "graphopt-w4a8": _ours("best", _ROUNDED),
     **{
         f"ort-{method.lower()}": _ORT.replace("{method}", method)
         for method in ("MinMax", "Entropy", "Percentile")
     },
     "nncf": _NNCF,
+    "neural-compressor": _COMPRESSOR,
 }
 """What follows, by tool."""
