@@ -19,11 +19,12 @@ from graphopt.cost import cost
 from graphopt.data import Dataset, input_specs
 from graphopt.frontend import trace
 from graphopt.ir import Graph
-from graphopt.passbase import Context
+from graphopt.passbase import Context, Pass
 from graphopt.runtime import Session
 from models.networks import NETWORKS
 from models.tasks import TASKS
 from passes.recover import Recover
+from passes.refit import Refit
 from passes.remove_channels import RemoveChannels
 from passes.slim import Slim
 
@@ -85,17 +86,18 @@ def rows(given: argparse.Namespace, seed: int) -> Iterator[tuple[str, Graph, flo
         device=given.device,
     )  # fmt: skip
     augment = ("crop",) * bool(task.schedule.shift) + ("flip",) * task.schedule.mirror
-    steps = {
+    steps: dict[str, Pass] = {
         "slimmed": Slim(
             epochs=given.slim_epochs, rate=given.slim_rate, l1=given.l1, augment=augment,
-            batch=given.batch, weight_decay=given.weight_decay,
+            batch=given.batch, weight_decay=given.weight_decay, learn=given.learn,
         ),
         "cut": RemoveChannels(
             ratio=given.ratio, importance="batch-norm-scale", allocation=given.allocation, align=1,
         ),
+        **({"refitted": Refit(samples=given.refit)} if given.refit else {}),
         "fine-tuned": Recover(
             epochs=given.tune_epochs, rate=given.tune_rate, augment=augment, holdout=0.0,
-            batch=given.batch, weight_decay=given.weight_decay,
+            batch=given.batch, weight_decay=given.weight_decay, learn=given.learn,
         ),
     }  # fmt: skip
     yield "baseline", graph, time.perf_counter() - began
@@ -120,6 +122,8 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=1e-4)
     parser.add_argument("--ratio", type=float, default=0.4)
     parser.add_argument("--allocation", choices=["uniform", "global"], default="global")
+    parser.add_argument("--refit", type=int, metavar="ROWS", help="solve the cut's layers anew")
+    parser.add_argument("--learn", choices=["labels", "original"], default="labels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
