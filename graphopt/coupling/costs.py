@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,9 +12,6 @@ from graphopt.cost import node_macs, operator
 from graphopt.coupling.axes import Atoms, Axis, Fixed
 from graphopt.coupling.wiring import Wiring
 from graphopt.ir import Graph
-
-if TYPE_CHECKING:
-    from graphopt.coupling.families import Family
 
 __all__ = ["Held", "held", "work_axes"]
 
@@ -49,16 +45,16 @@ _CONTRACTED: Mapping[str, Sequence[tuple[int, int]]] = {
 
 
 def held(
-    graph: Graph, wiring: Wiring, component: Atoms, families: Mapping[str, Family]
+    graph: Graph, wiring: Wiring, component: Atoms, families: Mapping[str, Atoms]
 ) -> dict[str, Held]:
     """Count for every family; what runs through two families counts for both.
 
-    `component` is the solver's number of each atom's channel.
+    `component` is the solver's number of each atom's channel; `families` are such numbers, by name.
     """
     names = list(families)
     owners = np.full(component.max(initial=-1) + 1, -1, np.int64)
     for number, name in enumerate(names):
-        owners[families[name].components] = number
+        owners[families[name]] = number
     owner = owners[component]
     macs = _macs(graph, wiring, owner, len(names))
     parameters = np.zeros(len(names))

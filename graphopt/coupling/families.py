@@ -100,7 +100,8 @@ class Coupling:
     @cached_property
     def held(self) -> Mapping[str, Held]:
         """MACs and parameters that each family holds, by its name."""
-        return held(self.graph, self.wiring, self.solution.component, self.by_name)
+        components = {name: family.components for name, family in self.by_name.items()}
+        return held(self.graph, self.wiring, self.solution.component, components)
 
     def family(self, name: str) -> Family:
         """A family that can be cut; raises RecipeError for an unknown or frozen one."""
