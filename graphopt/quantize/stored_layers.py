@@ -99,6 +99,8 @@ def _layer(graph: Graph, node: gs.Node) -> StoredLayer | str | None:
         return weight
     if node.attrs.get("transA", 0):
         return "it reads its input transposed"
+    if 0.0 in (node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)):
+        return "it multiplies its product or its bias by 0"
     codes = graph.constant(weight.codes)
     assert codes is not None, "codes are constant"
     if node.op != "Conv" and codes.ndim != 2:

@@ -220,3 +220,18 @@ def test_an_input_that_is_only_rounded_is_still_an_output() -> None:
     to_floats(after)
     assert_valid(after)
     assert operators(after) == ["Identity"]
+
+
+@pytest.mark.parametrize("factor", ["alpha", "beta"])
+def test_no_layer_is_solved_for_what_it_multiplies_by_0(factor: str) -> None:
+    text = f"""net (float[N,64] x) => (float[N,64] y) <float[64,64] w, float[64] b> {{
+        y = Gemm<{factor}=0.0>(x, w, b)
+    }}"""
+    original = Graph.load(parse(text))
+    graph = original.clone()
+    QuantizeWeights().run(graph, Context(original=original))
+    assert unfit_layers(graph) == {"y": "it multiplies its product or its bias by 0"}
+    context = Context(original, calibration=calibration(original))
+    for step in (CorrectBias(), AdaRound(steps=0)):
+        step.run(graph, context)
+    assert all(np.isfinite(array).all() for array in graph.constants().values())
