@@ -69,6 +69,8 @@ class ToFloat16(Pass):
         stored, kept = store_halves(graph, self.type)
         context.notes["stored"] = list[Note](stored)
         context.notes["kept_single"] = dict[str, Note](kept)
+        if not stored and not context.notes.get("computed"):
+            context.left_alone(kept)
 
     def _peaks(self, graph: Graph, context: Context) -> dict[str, float]:
         """The largest magnitude of each tensor on the inputs, if there are any.
