@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import LinAlgError, cholesky
+from scipy.linalg.lapack import dtrtri
 
 __all__ = ["sweep"]
 
@@ -32,7 +33,7 @@ def sweep(
     Raises LinAlgError where the moments are singular in spite of the damping.
     """
     order = np.argsort(-moments.diagonal(), kind="stable")
-    factor = _factor(moments[np.ix_(order, order)], damping)
+    factor = _factor(moments, order, damping)
     left = matrix[:, order]
     scale, zero = scale[:, order], zero[:, order]
     codes = np.empty_like(left)
@@ -52,12 +53,18 @@ def sweep(
     return placed
 
 
-def _factor(moments: Doubles, damping: float) -> Doubles:
-    """The upper Cholesky factor of the inverse of the damped moments."""
-    diagonal = moments.diagonal()
-    mean = float(diagonal.mean()) or 1.0
-    damped = moments + np.diag(np.where(diagonal > 0, damping * mean, mean))
+def _factor(moments: Doubles, order: npt.NDArray[np.intp], damping: float) -> Doubles:
+    """The upper Cholesky factor of the inverse of the damped moments, of columns in this order.
+
+    Made in place of one copy of the moments, which are large.
+    """
     # inv(H) = U'U with U upper: the factor of H with rows and columns reversed, inverted.
-    lower = cholesky(damped[::-1, ::-1], lower=True)
-    inverse = solve_triangular(lower, np.eye(len(lower)), lower=True)
+    damped = moments[np.ix_(order[::-1], order[::-1])]
+    diagonal = damped.diagonal()
+    mean = float(diagonal.mean()) or 1.0
+    damped[np.diag_indices_from(damped)] += np.where(diagonal > 0, damping * mean, mean)
+    lower = cholesky(damped.T, lower=True, overwrite_a=True)
+    inverse, failed = dtrtri(lower, lower=1, overwrite_c=1)
+    if failed:
+        raise LinAlgError("the moments are singular")
     return np.asarray(inverse[::-1, ::-1])

@@ -194,13 +194,15 @@ def _moments(frontier: Frontier, layer: Layer, settings: Rounding) -> Doubles:
     """Sums of products of what the layer multiplies: (group, column, column)."""
     rng = np.random.default_rng(settings.seed)
     count = -(-_ROWS // len(frontier.dataset))
-    total: Doubles | None = None
+    total: Doubles | None = None  # added to in place: it is large
     for made in frontier.batches([layer.data]):
         data = made[layer.data]
         rows = layer.rows(data, layer.places(data, count, rng))
         rows = rows[:, :, :-1] if layer.has_bias else rows
-        gram = (rows.transpose(0, 2, 1) @ rows).astype(np.float64)
-        total = gram if total is None else total + gram
+        gram = rows.transpose(0, 2, 1) @ rows
+        if total is None:
+            total = np.zeros(gram.shape)
+        total += gram
     assert total is not None, "a data set has a batch"
     return total
 

@@ -14,7 +14,7 @@ from graphopt.data import Dataset
 from graphopt.errors import ModelError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
-from graphopt.quantize import rounding, scales
+from graphopt.quantize import gptq, rounding, scales
 from graphopt.quantize.gptq import sweep
 from graphopt.quantize.grid import INT4, UINT4, Grid
 from graphopt.quantize.scales import fit_grid
@@ -384,3 +384,22 @@ def test_where_nothing_is_stored_it_says_why(step: QuantizeWeights | QuantizeDyn
     context = Context(original=before)
     step.run(before.clone(), context)
     assert context.notes["remark"] == "'w' is left as it was, it is an output"
+
+
+def test_gptq_makes_its_factor_in_place_of_one_copy() -> None:
+    rows = np.random.default_rng(0).standard_normal((500, 400))
+    rows[:, 7] = 0
+    moments = rows.T @ rows
+    before = moments.copy()
+    order = np.random.default_rng(1).permutation(400)
+    tracemalloc.start()
+    factor = gptq._factor(moments, order, 0.01)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * moments.nbytes
+    np.testing.assert_array_equal(moments, before)
+    np.testing.assert_array_equal(np.triu(factor), factor)
+    mean = moments.diagonal().mean()
+    damping = np.where(moments.diagonal() > 0, 0.01 * mean, mean)
+    damped = (moments + np.diag(damping))[np.ix_(order, order)]
+    np.testing.assert_allclose(factor.T @ factor @ damped, np.eye(400), atol=1e-9)
