@@ -45,19 +45,23 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Some rows of a source, in an order; taking, splitting and selecting copy no data."""
+    """Some rows of a source, in an order; taking, splitting and selecting copy no data.
+
+    Where rows may differ in shape each is a batch of its own: `alone`.
+    """
 
     source: Source = field(repr=False)
     spec: str
     indices: np.ndarray = field(repr=False)
     fixed_batch: int | None = None
+    alone: bool = False
 
     @classmethod
-    def of(cls, source: Source, spec: str) -> Dataset:
+    def of(cls, source: Source, spec: str, *, alone: bool = False) -> Dataset:
         """Every row of a source."""
         if len(source) == 0:
             raise DataError(f"data: {spec} is empty; give at least one row")
-        return cls(source, spec, np.arange(len(source)))
+        return cls(source, spec, np.arange(len(source)), alone=alone)
 
     @classmethod
     def from_arrays(
@@ -152,4 +156,4 @@ class Dataset:
     def _step(self, size: int) -> int:
         if size < 1:
             raise DataError(f"data: a batch must have at least 1 row, got {size}")
-        return self.fixed_batch or size
+        return self.fixed_batch or (1 if self.alone else size)

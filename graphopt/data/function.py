@@ -9,8 +9,8 @@ import numpy as np
 from graphopt.data.arrays import LABELS, ArraySource, without_labels
 from graphopt.data.dataset import Dataset
 from graphopt.data.inputs import InputSpec, batch_axes, check_arrays
+from graphopt.data.ragged import RaggedSource
 from graphopt.data.userfile import load_function, user_code
-from graphopt.data.wording import reason
 from graphopt.errors import DataError
 
 __all__ = ["read_function"]
@@ -25,6 +25,7 @@ def read_function(text: str, inputs: Sequence[InputSpec] | None, limit: int | No
     an array, where the model has one input; a pair (mapping or array, labels); or an iterable of
     such mappings, arrays or pairs: batches, or single samples that lack the batch axis. Batches
     are collected in memory, up to `limit` rows; a Dataset or memory-mapped arrays need not be.
+    Where they differ in shape rows are read one at a time.
     """
     function = load_function(text, "data")
     with user_code(text, "data"):
@@ -32,11 +33,14 @@ def read_function(text: str, inputs: Sequence[InputSpec] | None, limit: int | No
         if isinstance(result, Dataset):
             return _fitting(result, inputs, text)
         if isinstance(result, Iterable) and not isinstance(result, Mapping | np.ndarray | tuple):
-            arrays = _collect(result, inputs, limit, text)
+            parts = _collect(result, inputs, limit, text)
         else:
-            arrays = _named(result, inputs, text)
-    plain, labels = without_labels(arrays, inputs)
-    return Dataset.of(ArraySource.of(plain, labels, where=text, inputs=inputs), text)
+            parts = [_named(result, inputs, text)]
+    named = [without_labels(part, inputs) for part in parts]
+    sources = [ArraySource.of(*part, where=text, inputs=inputs) for part in named]
+    if len(sources) == 1:
+        return Dataset.of(sources[0], text)
+    return Dataset.of(RaggedSource(tuple(sources)), text, alone=True)
 
 
 def _fitting(found: Dataset, inputs: Sequence[InputSpec] | None, text: str) -> Dataset:
@@ -78,7 +82,8 @@ def _array(value: object, text: str) -> np.ndarray:
 
 def _collect(
     items: Iterable[object], inputs: Sequence[InputSpec] | None, limit: int | None, text: str
-) -> Arrays:
+) -> list[Arrays]:
+    """All items as one, or each by itself where they differ in shape."""
     axes = batch_axes(inputs or ())
     parts: list[Arrays] = []
     rows = 0
@@ -95,8 +100,10 @@ def _collect(
             break
     if not parts:
         raise DataError(f"data: {text} gave nothing; give at least one batch")
-    return {name: _joined([p[name] for p in parts], axes.get(name, 0), name, text)
-            for name in parts[0]}  # fmt: skip
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    if not all(_alike(arrays, axes.get(name, 0)) for name, arrays in columns.items()):
+        return parts
+    return [{name: _joined(arrays, axes.get(name, 0)) for name, arrays in columns.items()}]
 
 
 def _rows(part: Arrays, axes: Mapping[str, int | None]) -> int:
@@ -116,13 +123,13 @@ def _batched(part: Arrays, inputs: Sequence[InputSpec] | None) -> Arrays:
     return {name: array[None] for name, array in part.items()}
 
 
-def _joined(arrays: list[np.ndarray], axis: int | None, name: str, text: str) -> np.ndarray:
-    if axis is None or arrays[0].ndim == 0:
-        return arrays[0]
-    try:
-        return np.concatenate(arrays, axis=axis)
-    except ValueError as error:
-        raise DataError(
-            f"data: the batches that {text} gave for {name!r} do not fit together "
-            f"({reason(error)}); pad them to one shape"
-        ) from error
+def _alike(arrays: list[np.ndarray], axis: int | None) -> bool:
+    """Whether arrays differ along this axis alone."""
+    if axis is None:
+        return True
+    return len({array.shape[:axis] + array.shape[axis + 1 :] for array in arrays}) == 1
+
+
+def _joined(arrays: list[np.ndarray], axis: int | None) -> np.ndarray:
+    whole = axis is None or arrays[0].ndim == 0
+    return arrays[0] if whole else np.concatenate(arrays, axis=axis)

@@ -183,3 +183,34 @@ def test_an_interrupted_calibration_goes_on_to_the_same_file(
         assert resumed() == rows
     assert Path("best.onnx").read_bytes() == Path("whole.onnx").read_bytes()
     assert Path("entropy.onnx").read_bytes() != Path("whole.onnx").read_bytes()
+
+
+RAGGED = """ragged (float[N,3,H,W] x) => (float[N,4,H,W] y)
+<float[8,3,3,3] w0, float[4,8,1,1] w1> {
+    c = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w0)
+    r = Relu(c)
+    y = Conv<kernel_shape=[1,1]>(r, w1)
+}"""
+
+
+def test_images_may_differ_in_size(run: Run, tmp_path: Path) -> None:
+    onnx.save(parse(RAGGED), tmp_path / "net.onnx")
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\n"
+        "def images():\n"
+        "    rng = np.random.default_rng(0)\n"
+        "    for _ in range(40):\n"
+        "        x = rng.standard_normal((1, 3, *rng.integers(4, 30, 2)))\n"
+        "        yield {'x': x.astype(np.float32)}\n"
+    )
+    command = ["optimize", tmp_path / "net.onnx", "--data", f"{tmp_path / 'own.py'}:images"]
+    steps = "lossless;quantize-static{pays=false},correct-bias"
+    code, out, said = run(*command, "--passes", steps, "--threads", "2")
+    assert code == 0, said
+    stored = onnx.load(tmp_path / "net.opt.onnx").graph.initializer
+    assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in stored) >= 2
+    assert "sqnr" in out
+    code, _, said = run(*command, "--passes", "distill{epochs=1}", "--no-bench")
+    assert code == 2
+    assert "rows of several shapes, which make no batch together; pad them to one shape" in said
+    assert said.count("\n") == 1
