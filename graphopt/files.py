@@ -29,7 +29,13 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that becomes `path` if the block succeeds, and vanishes if not."""
+    """Open a temporary file that becomes `path` if the block succeeds, and vanishes if not.
+
+    Raises TargetError for a place that cannot be written, and for a device or a pipe, which a file
+    would take the place of.
+    """
+    if path.exists() and not path.is_file():
+        raise TargetError(f"{path}: is no regular file, and would be replaced by one; name a file")
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         temporary = Path(name)

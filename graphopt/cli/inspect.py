@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from graphopt.cli.options import json_option, read_graph, write_json
+from graphopt.cli.options import (
+    FILE,
+    check_external,
+    check_json,
+    json_option,
+    read_graph,
+    write_json,
+)
 from graphopt.cli.show import print_table
 from graphopt.cost import cost
 from graphopt.ir import Graph
@@ -18,7 +25,7 @@ __all__ = ["inspect"]
 
 
 @click.command()
-@click.argument("model", type=Path)
+@click.argument("model", type=FILE)
 @json_option
 def inspect(model: Path, json_file: Path | None) -> int:
     """Show MODEL's inputs, outputs, operators, parameters, MACs and bytes, and its channels.
@@ -29,7 +36,9 @@ def inspect(model: Path, json_file: Path | None) -> int:
     """
     from graphopt.cli.families import coupled, families_document, show_families
 
+    check_json(json_file, model)
     graph = read_graph(model)
+    check_external(json_file, graph)
     file = size_of_source(graph)
     found = cost(graph)
     print_table("", ["tensor", "type", "shape"], _tensors(graph), left=3)

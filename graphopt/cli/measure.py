@@ -10,9 +10,11 @@ import numpy as np
 
 from graphopt.cli.options import (
     FILE,
+    check_external,
     check_json,
     data_option,
     json_option,
+    metric_option,
     preprocess_option,
     read_graph,
     seed_option,
@@ -58,9 +60,11 @@ def bench(
     json_file: Path | None,
 ) -> int:
     """Time MODEL in ONNX Runtime; with --against, in interleaved pairs, so that ratios hold."""
-    check_json(json_file)
+    check_json(json_file, model, *against)
     graph = read_graph(model)
-    others = {other: _openable(other, read_graph(other)) for other in against}
+    loaded = {other: read_graph(other) for other in against}
+    check_external(json_file, graph, *loaded.values())
+    others = {other: _openable(other, found) for other, found in loaded.items()}
     feeds = runnable_feeds(graph, seed, batch=batch or 1).arrays
     size = _batch_size(model, graph, batch)
     plan = BenchPlan(threads=threads, seed=seed, memory=True)
@@ -138,7 +142,7 @@ def _latency(latency: Latency) -> dict[str, Note]:
 @click.argument("b", type=FILE)
 @data_option
 @preprocess_option
-@click.option("--metric", help="top1, top5, agreement, mse, sqnr, or file.py:function.")
+@metric_option
 @seed_option
 @json_option
 def compare(
@@ -151,8 +155,9 @@ def compare(
     json_file: Path | None,
 ) -> int:
     """Compare A, the reference, with B: structure, outputs, and with --data the metric."""
-    check_json(json_file)
+    check_json(json_file, a, b, data, metric)
     one, other = read_graph(a), read_graph(b)
+    check_external(json_file, one, other)
     if one.outputs != other.outputs or one.inputs != other.inputs:
         raise ModelError(
             f"compare: {a.name} has inputs {list(one.inputs)} and outputs {list(one.outputs)}, "

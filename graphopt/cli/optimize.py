@@ -12,9 +12,14 @@ import click
 from graphopt.cli.options import (
     FILE,
     MOST_THREADS,
+    TEXT,
+    check_external,
     check_json,
+    check_target,
+    check_unread,
     data_option,
     json_option,
+    metric_option,
     preprocess_option,
     read_budget,
     read_graph,
@@ -36,22 +41,27 @@ __all__ = ["optimize"]
 @click.option("-o", "--output", type=FILE, help="Default: MODEL with .opt.onnx at its end.")
 @click.option(
     "--recipe",
+    type=TEXT,
     help="A recipe by name, or a YAML file. Default: int8 with --data, else lossless.",
 )
 @click.option(
     "--passes", help='Passes instead: "a,b{option=value};c" (; ends a stage; c may be a recipe).'
 )
 @data_option
-@click.option("--eval-data", help="Inputs that measure; default: half of --data, held out.")
+@click.option(
+    "--eval-data",
+    type=TEXT,
+    help="Inputs that measure. Default: the test part of a named data set, else half of --data.",
+)
 @preprocess_option
-@click.option("--metric", help="top1, top5, agreement, mse, sqnr, or file.py:function.")
+@metric_option
 @click.option(
     "--max-drop",
     type=float,
     callback=read_budget,
     help="Largest loss of the metric, 0.01: one point.",
 )
-@click.option("--target-latency", help="As 0.5x (of the original's) or 3ms.")
+@click.option("--target-latency", type=TEXT, help="As 0.5x (of the original's) or 3ms.")
 @click.option("--report", type=FILE, help="Directory for report.json and report.html.")
 @json_option
 @click.option("--workdir", type=FILE, help="Keep finished stages here; a killed run resumes.")
@@ -111,15 +121,17 @@ class Job:
         if self.model.is_dir():
             raise TargetError(f"{self.model}: is a directory; name a model")
         target = self.output or self.model.with_name(f"{self.model.stem}.opt.onnx")
-        if target.is_dir():
-            raise TargetError(f"-o {target}: is a directory; name a file")
-        if not target.parent.is_dir():
-            raise TargetError(f"-o {target}: there is no directory {target.parent}; make it first")
+        check_target(f"-o {target}", target)
         if target.resolve() == self.model.resolve() or (
             target.exists() and self.model.exists() and target.samefile(self.model)
         ):
             raise TargetError(f"-o {target}: is the input file, which is never changed")
+        check_unread(f"-o {target}", target, *self.read())
         return target
+
+    def read(self) -> tuple[Path | str | None, ...]:
+        """What may name a file that is read."""
+        return self.model, self.recipe, self.data, self.eval_data, self.metric
 
 
 def _run(job: Job, *, reports: bool = True) -> int:
@@ -132,7 +144,7 @@ def _run(job: Job, *, reports: bool = True) -> int:
     manager.check(has_data=job.data is not None)
     if job.metric is not None:
         named(job.metric)
-    check_json(job.json_file)
+    check_json(job.json_file, *job.read(), beside=target)
     if job.report is not None:
         check_folder(job.report)
     if job.preprocess is not None and not (job.data or job.eval_data):
@@ -151,6 +163,7 @@ def _run(job: Job, *, reports: bool = True) -> int:
 
     graph = read_graph(job.model)
     _check_beside(target, graph)
+    check_external(job.json_file, graph)
     inputs = job.data and datasets.open(job.data, preprocess=job.preprocess, seed=job.seed)
     measured = job.eval_data or (job.data and datasets.held_out(job.data))
     held_out = measured and datasets.open(measured, preprocess=job.preprocess, seed=job.seed)

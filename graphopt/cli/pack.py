@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from graphopt.cli.options import FILE, check_json, json_option, read_graph, write_json
+from graphopt.cli.options import (
+    FILE,
+    check_external,
+    check_json,
+    check_target,
+    json_option,
+    read_graph,
+    write_json,
+)
 from graphopt.cli.show import print_table
 from graphopt.data import is_function_name
 from graphopt.errors import ModelError, TargetError
@@ -24,8 +32,10 @@ __all__ = ["pack", "unpack"]
 @json_option
 def pack(model: Path, file: Path, json_file: Path | None) -> int:
     """Pack MODEL into FILE (.gopt), which restores it byte for byte; external data go with it."""
-    check_json(json_file)
+    check_json(json_file, model, beside=file)
     _check_target(model, file)
+    if json_file is not None:
+        check_external(json_file, read_graph(model))
     source = read_graph(model).to_bytes() if is_function_name(str(model)) else model
     packing = pack_model(source, file)
     _show(model, file, packing)
@@ -48,10 +58,7 @@ def unpack(file: Path, model: Path) -> int:
 
 
 def _check_target(source: Path, target: Path) -> None:
-    if target.is_dir():
-        raise TargetError(f"{target}: is a directory; name a file")
-    if not target.parent.is_dir():
-        raise TargetError(f"{target}: there is no directory {target.parent}; make it first")
+    check_target(str(target), target)
     if target.exists() and source.exists() and target.samefile(source):
         raise TargetError(f"{target}: would replace its own source; name another file")
 

@@ -343,7 +343,7 @@ class Graph:
         return model.SerializeToString(deterministic=True), arrays
 
     def size_bytes(self) -> int:
-        """How large the saved file is, to the length of two varints."""
+        """How large the saved file is, if it is one file."""
         return written_size(*self._model(INLINE_BYTES))
 
     def to_model(self) -> onnx.ModelProto:

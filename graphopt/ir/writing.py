@@ -99,8 +99,10 @@ def written_size(skeleton: onnx.ModelProto, arrays: Mapping[str, Array]) -> int:
     kept = [tensor for tensor in skeleton.graph.initializer if tensor.name not in arrays]
     del head.graph.initializer[:]
     head.graph.initializer.extend(kept)
-    fronts = sum(len(_tensor_front(name, array)) for name, array in arrays.items())
-    return int(head.ByteSize()) + fronts + sum(array.nbytes for array in arrays.values())
+    graph = int(head.graph.ByteSize())
+    graph += sum(len(_tensor_front(name, array)) + array.nbytes for name, array in arrays.items())
+    head.ClearField("graph")
+    return int(head.ByteSize()) + len(field_tag(_GRAPH, graph)) + graph
 
 
 def _point(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:

@@ -127,8 +127,9 @@ def _content(source: Path | bytes, what: str) -> Iterator[bytes | mmap.mmap]:
             # Closed with the last view of it, which errors on their way out hold for a while.
             yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
+        which = "" if str(source) == what else f"{source.name} "
         raise ModelError(
-            f"{what}: {source.name} cannot be read ({error.strerror}); check the path"
+            f"{what}: {which}cannot be read ({error.strerror}); check the path"
         ) from error
 
 
