@@ -28,6 +28,9 @@ __all__ = ["Entry", "build", "catalog", "describe_type", "load_class", "nearest"
 
 GROUP = "graphopt.passes"
 
+_MOST_NAMED = 25
+"""More names than these are no help in one line."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -85,10 +88,14 @@ def _location(module: str) -> str | None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint: the known word most like a wrong one, or all of them."""
+    """A hint: the known word most like a wrong one, or all of them if they fit a line or two."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    if len(names) > _MOST_NAMED:
+        return "`graphopt passes` and `graphopt recipes` list what there is"
+    return f"known: {', '.join(names) or 'none'}"
 
 
 def load_class(name: str) -> type[Pass]:

@@ -39,6 +39,10 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
+            from graphopt.registry import nearest
+
+            if not ctx.resilient_parsing:  # as when a shell completes
+                ctx.fail(f"there is no command {cmd_name!r}; {nearest(cmd_name, VERBS)}")
             return None
         command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
         assert isinstance(command, click.Command), f"{cmd_name} is not a command"

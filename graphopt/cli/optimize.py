@@ -164,9 +164,14 @@ def _run(job: Job, *, reports: bool = True) -> int:
     graph = read_graph(job.model)
     _check_beside(target, graph)
     check_external(job.json_file, graph)
-    inputs = job.data and datasets.open(job.data, preprocess=job.preprocess, seed=job.seed)
     measured = job.eval_data or (job.data and datasets.held_out(job.data))
-    held_out = measured and datasets.open(measured, preprocess=job.preprocess, seed=job.seed)
+    inputs, held_out = (
+        spec
+        and datasets.open(
+            spec, datasets.input_specs(graph), preprocess=job.preprocess, seed=job.seed
+        )
+        for spec in (job.data, measured)
+    )
     with Progress() as progress:
         result = manager.run(
             graph,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from graphopt.errors import RecipeError, TargetError
+from graphopt.errors import ModelError, RecipeError, TargetError
 from graphopt.files import atomic_file, is_one_of
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ def read_graph(model: Path) -> Graph:
         from graphopt.frontend import load_model
 
         return load_model(str(model))
+    if model.suffix == ".py":
+        raise ModelError(f"{model}: say which function makes the model, as {model}:factory")
     return Graph.load(model)
 
 

@@ -42,7 +42,7 @@ def wire(graph: Graph, sizes: Sizes, rules: Rules = RULES) -> Wiring:
         wiring.axes[name] = None if shape is None else _held(shape, f"input {name!r}")
     for node in graph.nodes:
         _apply(Site(node, wiring, sizes), rules)
-    for name in graph.outputs:
+    for name in graph.outputs if graph.nodes else ():  # without nodes nothing is coupled
         why = Fixed(None, f"output {name!r}", "is what the caller gets")
         wiring.pin_all(Site(graph.nodes[-1], wiring, sizes).axes_of(name), why)
     return wiring

@@ -85,6 +85,10 @@ def open(  # noqa: A001 (data.open is what the built-in is for files)
         _no_preprocess(preprocess, parsed.base)
         found = read_function(parsed.base, inputs, parsed.limit)
     elif parsed.name is None and _is_file(parsed.base):
+        if parsed.base.endswith(".py"):
+            raise DataError(
+                f"data: {parsed.base}: say which function gives them, as {parsed.base}:function"
+            )
         _no_preprocess(preprocess, parsed.base)
         found = Dataset.of(read_npz(Path(parsed.base), inputs), parsed.text)
     else:
@@ -171,6 +175,8 @@ def _open_images(parsed: _Spec, preprocess: str | None, split: Part) -> Dataset:
 def _folder(parsed: _Spec) -> Path:
     if _is_folder(parsed.base):
         return Path(parsed.base)
+    if parsed.base.endswith((".npz", ".py")):
+        raise DataError(f"data: there is no file {parsed.base}; check the path")
     known = "a data set (" + ", ".join(_NAMED_SETS) + ")"
     raise DataError(
         f"data: {parsed.base!r} is neither {known}, an .npz file, a folder of images nor "

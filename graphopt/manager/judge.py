@@ -50,6 +50,11 @@ class Judge:
         )
         self._reference = Reference(self._session.run, dataset)
         self.baseline = self._metric.evaluate(self._session.run, dataset, self._reference)
+        if np.isnan(self.baseline):
+            raise DataError(
+                f"metric {self.name}: is NaN for the original, which no loss can be told from; "
+                "look at the metric and the data"
+            )
 
     @property
     def fingerprint(self) -> str:

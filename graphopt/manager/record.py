@@ -167,6 +167,8 @@ class Report:
         ]
         if self.metric is not None:
             rows.append(f"{self.metric:<11} {self.baseline.metric} -> {self.result.metric}")
+        if self.bench is not None and self.bench.ratio is not None:
+            rows.append(f"{'latency':<11} {self.bench.ratio:.3f} of it, {self.bench.verdict}")
         rows.extend(f"rolled back: {r.name}: {r.reason}" for r in self.passes if not r.accepted)
         rows.extend(self.remarks)
         rows.extend(f"not met: {reason}" for reason in self.unmet)

@@ -108,6 +108,9 @@ def _graph(*nodes: onnx.NodeProto) -> bytes:
         ),
         ([helper.make_node("Add", ["x", "nowhere"], ["y"])], "'nowhere' is produced nowhere"),
         ([helper.make_node("Relu", ["x"], ["z"])], "output 'y': produced nowhere"),
+        ([helper.make_node("Relu", ["x"], ["y"], alpha=0.5)], "Unrecognized attribute: alpha"),
+        ([helper.make_node("Relu", ["x", "x"], ["y"])], "has input size 2"),
+        ([helper.make_node("Upsample", ["x"], ["y"])], "Upsample is deprecated"),
     ],
 )
 def test_impossible_graphs(
@@ -117,10 +120,14 @@ def test_impossible_graphs(
     _refused(run, tmp_path / "net.onnx", says=says)
 
 
-def test_unknown_domain_is_carried_and_said_to_be_unchecked(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("domain", ["nobody.knows", ""])
+def test_unknown_operators_are_carried_and_said_to_be_unchecked(
+    run: Run, tmp_path: Path, domain: str
+) -> None:
+    """In the standard domain they may be of a later operator set than this machine's."""
     nodes = [
         helper.make_node("Identity", ["x"], ["i"]),
-        helper.make_node("Mystery", ["i"], ["y"], domain="nobody.knows"),
+        helper.make_node("Mystery", ["i"], ["y"], domain=domain),
     ]
     (tmp_path / "net.onnx").write_bytes(_graph(*nodes))
     code, *_ = run("optimize", tmp_path / "net.onnx", "--json", tmp_path / "out.json")
@@ -128,6 +135,28 @@ def test_unknown_domain_is_carried_and_said_to_be_unchecked(run: Run, tmp_path: 
     kept = onnx.load(tmp_path / "net.opt.onnx")
     assert [node.op_type for node in kept.graph.node] == ["Mystery"]
     assert "not checked" in (tmp_path / "out.json").read_text()
+
+
+def test_a_model_without_nodes(run: Run, tmp_path: Path) -> None:
+    model = onnx.ModelProto.FromString(_graph())
+    model.graph.output[0].name = "x"
+    onnx.save(model, tmp_path / "net.onnx")
+    assert run("inspect", tmp_path / "net.onnx")[0] == 0
+    assert run("optimize", tmp_path / "net.onnx")[0] == 0
+
+
+def test_a_metric_that_is_no_number(run: Run, model: Path) -> None:
+    """No comparison with NaN fails, so any loss would be within the budget."""
+    code = model.parent / "code.py"
+    code.write_text(
+        "import numpy as np\n"
+        "def data():\n"
+        "    return np.zeros((4, 3, 8, 8), np.float32)\n"
+        "def score(outputs, labels):\n"
+        "    return float('nan')\n"
+    )
+    options = ("--data", f"{code}:data", "--metric", f"{code}:score", "--max-drop", "0.01")
+    _refused(run, model, "--passes", "fold-constants", *options, says="is NaN for the original")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +170,10 @@ def test_unknown_domain_is_carried_and_said_to_be_unchecked(run: Run, tmp_path: 
         (["--passes", "fold-constants", "--recipe", "lossless"], "give one of them"),
         (["--target-latency", "fast"], "neither a ratio"),
         (["--max-drop", "0.1"], "give --data"),
-        (["--data", "absent.npz"], "absent.npz"),
+        (["--data", "absent.npz"], "there is no file absent.npz"),
+        (["--data", "absent.py"], "there is no file absent.py"),
+        (["--data", __file__], "say which function"),
+        (["--recipe", "zzz"], "`graphopt passes` and `graphopt recipes` list"),
         (["--data", "digitz"], "digits"),
     ],
 )

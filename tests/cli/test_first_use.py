@@ -216,3 +216,21 @@ def test_page_lists_idle_passes_once_and_colours_no_noise(tmp_path: Path) -> Non
     assert "<td>fold-shapes</td>" not in page
     assert "<td>fold-batch-norm</td>" in page
     assert '<span class="soft">-0.2 %</span>' in page
+
+
+@pytest.mark.parametrize(
+    "returned",
+    ["x", "(x, np.arange(8) % 3)", "{'x': x}", "list(x)", "({'x': row[None]} for row in x)"],
+)
+def test_what_a_function_may_return_as_data(run: Run, model: Path, returned: str) -> None:
+    """Where the model has one input its name may be left out, and so may the axis of the batch."""
+    code = model.parent / "code.py"
+    code.write_text(
+        "import numpy as np\n"
+        "def data():\n"
+        "    x = np.ones((8, 3, 8, 8), np.float32)\n"
+        f"    return {returned}\n"
+    )
+    steps = ("--passes", "fold-constants", "--no-bench")
+    done, _, said = run("optimize", model, *steps, "--data", f"{code}:data")
+    assert done == 0, said

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from graphopt.data import Dataset
-from graphopt.errors import RecipeError
+from graphopt.errors import DataError, RecipeError
 from graphopt.ir import Graph
 from graphopt.manager import PassFailure, PassManager, Result
 from graphopt.passbase import Context, Pass, Promise
@@ -230,3 +230,15 @@ def test_damaged_work_directory_is_no_obstacle(tmp_path: Path) -> None:
 def test_no_passes_are_refused() -> None:
     with pytest.raises(RecipeError, match="no passes"):
         PassManager([])
+
+
+@pytest.mark.parametrize("given", ["digits", {"x": np.zeros((4, 3, 8, 8), np.float32)}])
+def test_data_must_be_a_dataset(given: object) -> None:
+    with pytest.raises(DataError, match=r"must be a Dataset, got .*graphopt\.data\.open"):
+        _run(DropIdentity(), data=given)  # type: ignore[arg-type]
+
+
+def test_what_a_report_prints() -> None:
+    text = str(PassManager([DropIdentity()]).run(Graph.load(convnet())).report)
+    assert "nodes       6 -> 5 (-16.7%)" in text
+    assert "\nlatency " in text
