@@ -68,7 +68,7 @@ def test_held_out(text: str, expected: str | None) -> None:
         ("digits[:x]", r"\[:N\] takes a number"),
         ("digits[:-5]", r"\[:N\] takes a number"),
         ("digits[5:]", "neither a data set"),
-        ("missing.npz", "neither a data set"),
+        ("missing.npz", "there is no file missing.npz"),
         ("no/such/folder", "neither a data set"),
         ("", "neither a data set"),
         ("x" * 5000, "neither a data set"),
