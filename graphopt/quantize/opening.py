@@ -15,8 +15,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.quantize.biases import restep_biases, store_bias
 from graphopt.quantize.calibrators import shrunk_grid
-from graphopt.quantize.grid import BIAS, INT4, INT8, UINT4, UINT8, Format, Grid
+from graphopt.quantize.grid import INT4, INT8, UINT4, UINT8, Format, Grid
 from graphopt.quantize.observed import Observed
 from graphopt.quantize.scales import fit_grid
 from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, step_of
@@ -98,7 +99,10 @@ def _again(node: gs.Node, inputs: Mapping[int, str]) -> NewNode:
 
 
 def close_weights(graph: Graph, opened: tuple[Opened, ...]) -> None:
-    """Store what training has made of open weights and biases."""
+    """Store what training has made of open weights and biases.
+
+    Steps of tensors that other layers read have changed too, and so do those of their biases.
+    """
     for entry in opened:
         values, scale, zero = (
             graph.constants()[n] for n in (entry.weight, entry.scale, entry.zero)
@@ -115,6 +119,7 @@ def close_weights(graph: Graph, opened: tuple[Opened, ...]) -> None:
         graph.apply(Edit(remove=(rounder, reader), add=(read,), constants=constants))
         if entry.bias is not None:
             _close_bias(graph, entry, grid)
+    restep_biases(graph)
     graph.reshape_notice()
     graph.prune()
 
@@ -127,14 +132,8 @@ def _close_bias(graph: Graph, entry: Opened, grid: Grid) -> None:
     bias = graph.constant(str(entry.bias))
     if step is None or bias is None:
         return
-    steps = np.broadcast_to(grid.scale * np.float32(step), bias.shape)
-    zeros = np.zeros(bias.shape, BIAS.dtype)
-    stored = Grid(np.ascontiguousarray(steps), zeros, BIAS, 0)
-    stem = str(entry.bias).removesuffix("_float")
-    codes, scale, back = (graph.fresh(f"{stem}_{part}") for part in ("q", "scale", "dq"))
-    read = NewNode("DequantizeLinear", (codes, scale), (back,), {"axis": 0})
-    constants: dict[str, Array] = {codes: stored.quantize(bias), scale: stored.scale}
-    graph.apply(Edit(remove=(node,), add=(read, _again(node, {2: back})), constants=constants))
+    values, steps = np.asarray(bias, np.float32), np.asarray(grid.scale * np.float32(step))
+    store_bias(graph, node, str(entry.bias).removesuffix("_float"), values, steps)
 
 
 def rounded_tensors(graph: Graph) -> list[str]:

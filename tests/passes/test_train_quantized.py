@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from passes.quantize_static import QuantizeStatic
 from passes.quantize_weights import QuantizeWeights
 from passes.train_quantized import TrainQuantized
 from tests.asserting import assert_valid, parse, run_model
+from tests.quantize.executing import decibels, executed, run_optimized
 
 NETWORK = """net (float[N,4,8,8] x) => (float[N,10] y)
 <float[16,4,3,3] w, float[16] b, float[16,16,3,3] v, float[16] c, float[16,16,3,3] u, float[16] e,
@@ -77,6 +79,41 @@ def test_opening_and_closing_changes_nothing() -> None:
     assert_valid(graph)
     assert [node.op for node in graph.nodes] == [node.op for node in before.nodes]
     np.testing.assert_array_equal(outputs(graph), outputs(before))
+
+
+TIED = """net (float[N,8,8,8] x) => (float[N,8,8,8] y)
+<float[8,8,3,3] w, float[8] b, float[8,8,3,3] v, float[8] c, float[8] d> {
+    p = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w, b)
+    q = Relu(p)
+    r = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(q, v, c)
+    s = Relu(r)
+    y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(s, v, d)
+}"""
+
+
+def test_layers_that_stay_closed_run_on_integers_after_training(tmp_path: Path) -> None:
+    """Their weights do not change, but the steps of what they read do."""
+    original = Graph.load(parse(TIED, opset=21))
+    for name in ("w", "v"):
+        small = original.constants()[name].astype(np.float32) * np.float32(0.15)
+        original.set_constant(name, small)
+    x = np.random.default_rng(3).standard_normal((16, 8, 8, 8)).astype(np.float32)
+    graph = original.clone()
+    context = Context(original=original, calibration=Dataset.from_arrays({"x": x}))
+    QuantizeStatic(pays=False, least_db=None, calibrator="minmax").run(graph, context)
+    before = executed(graph, tmp_path)
+    opened = open_weights(graph, 8)
+    assert len(opened) == 1
+    for scale in ("x_scale", "q_scale", "s_scale"):
+        step = graph.constants()[scale].astype(np.float32)
+        graph.set_constant(scale, np.asarray(step * np.float32(1.1)))
+    close_weights(graph, opened)
+    assert_valid(graph)
+    assert executed(graph, tmp_path) == before
+    (wanted,), (plain,) = run_model(original, {"x": x}), run_model(graph, {"x": x})
+    (found,) = run_optimized(graph, {"x": x})
+    assert decibels(wanted, plain) > 35
+    assert decibels(wanted, found) > 35
 
 
 def test_blocks_of_a_weight_become_one_step_for_each_output() -> None:
