@@ -20,7 +20,7 @@ from graphopt.quantize.calibrators import shrunk_grid
 from graphopt.quantize.grid import INT4, INT8, UINT4, UINT8, Format, Grid
 from graphopt.quantize.observed import Observed
 from graphopt.quantize.scales import fit_grid
-from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, step_of
+from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, format_of, step_of
 from graphopt.rewrite.matching import is_op
 
 __all__ = [
@@ -73,6 +73,8 @@ def _open(graph: Graph, layer: StoredLayer, form: Format) -> Opened:
     grid = stored.grid
     if form.dtype != grid.format.dtype or grid.axis != channels or grid.block:
         grid = fit_grid(values, form, channels)
+    elif grid.zero.any():
+        form = grid.format  # codes about another zero use all of the range
     weight, scale, zero, codes = (
         graph.fresh(f"{read.weight}_{part}") for part in ("float", "step", "origin", "steps")
     )
@@ -220,7 +222,8 @@ def _round_again(graph: Graph, layers: Sequence[gs.Node], hint: str, grid: Grid)
 def _limits(graph: Graph, scale: str, zero: str) -> tuple[np.float32, np.float32]:
     """The least and the largest value on a grid of activations."""
     step, origin = (graph.constants()[name] for name in (scale, zero))
-    form = _ACTIVATIONS[4 if "4" in origin.dtype.name else 8]
+    form = format_of(origin.dtype)
+    assert form is not None, "zero points are integers"
     low, high = Grid(np.asarray(step, np.float32), origin, form).limits()
     return np.float32(low), np.float32(high)
 

@@ -17,6 +17,7 @@ __all__ = [
     "Stored",
     "StoredLayer",
     "find_stored_layers",
+    "format_of",
     "read_grid",
     "step_of",
     "unfit_layers",
@@ -131,7 +132,7 @@ def _stored(graph: Graph, name: str) -> Stored | str | None:
         return None
     if any(len(graph.consumers(each)) != 1 for each in (name, names[0])) or graph.is_output(name):
         return f"{names[0]!r} is read by others too"
-    if _format(codes.dtype) is None:
+    if format_of(codes.dtype) is None:
         return f"{names[0]!r} holds {codes.dtype}, which are no integers"
     grid = read_grid(graph, reader, codes)
     return (
@@ -145,7 +146,7 @@ def read_grid(graph: Graph, node: gs.Node, codes: Array) -> Grid | None:
     None if its scale is computed, or codes are no integers.
     """
     names = [str(tensor.name) for tensor in node.inputs]
-    scale, form = graph.constant(names[1]), _format(codes.dtype)
+    scale, form = graph.constant(names[1]), format_of(codes.dtype)
     given = graph.constant(names[2]) if len(names) > 2 and names[2] else None
     if scale is None or form is None or (given is None and len(names) > 2 and names[2]):
         return None
@@ -155,7 +156,7 @@ def read_grid(graph: Graph, node: gs.Node, codes: Array) -> Grid | None:
     return Grid(np.asarray(scale, np.float32), zero, form, axis, block)
 
 
-def _format(dtype: np.dtype[np.generic]) -> Format | None:
+def format_of(dtype: np.dtype[np.generic]) -> Format | None:
     """The whole range of an integer type; None for all others, as floats of 8 bits."""
     if dtype == BIAS.dtype:
         return BIAS

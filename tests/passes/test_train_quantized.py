@@ -19,6 +19,7 @@ from graphopt.quantize.opening import (
     gains_of,
     narrow_activations,
     open_weights,
+    rounded_tensors,
     widen_activations,
 )
 from graphopt.runtime import Session
@@ -194,6 +195,48 @@ def test_setting_up_holds_no_more_for_more_inputs(monkeypatch: pytest.MonkeyPatc
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def signed(graph: Graph) -> Graph:
+    """The same network with activations in signed integers, as others store them."""
+    made = graph.clone()
+    for name, array in graph.constants().items():
+        if name.endswith("_zero") and array.dtype == np.uint8:
+            shifted = array.astype(np.int32) - 128
+            made.set_constant(name, np.asarray(shifted.astype(np.int8)))
+    made.reshape_notice()
+    assert_valid(made)
+    return made
+
+
+def test_signed_activations_get_the_same_steps() -> None:
+    before = quantized(network())
+    x = next(data(64).batches(64))
+    found = []
+    for graph in (before.clone(), signed(before)):
+        np.testing.assert_allclose(outputs(graph), outputs(before), atol=1e-5)
+        names = [name for name in rounded_tensors(graph) if name != "x"]
+        values = run_model(graph.with_outputs(names), x)
+        seen = {n: Observed.of(array) for n, array in zip(names, values, strict=True)}
+        changed = narrow_activations(graph, 4, seen)
+        assert_valid(graph)
+        found.append({name: float(graph.constants()[name]) for name in changed})
+        widen_activations(graph, changed)
+        assert_valid(graph)
+    assert found[0] == found[1]
+
+
+def test_weights_with_a_zero_point_use_all_codes() -> None:
+    before = quantized(network())
+    (name,) = [n for n in before.constants() if n.startswith("v_q")]
+    zero = next(n for n in before.constants() if n.startswith("v_zero"))
+    shape = before.constants()[zero].shape
+    before.set_constant(zero, np.full(shape, -20, np.int8))
+    codes = before.constants()[name].astype(np.int32) - 20
+    before.set_constant(name, np.clip(codes, -128, 127).astype(np.int8))
+    graph = before.clone()
+    close_weights(graph, open_weights(graph, 8))
+    np.testing.assert_array_equal(outputs(graph), outputs(before))
 
 
 def test_training_brings_back_what_four_bits_took() -> None:
