@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from graphopt.data import Dataset
 from graphopt.errors import RecipeError
 from graphopt.ir import Graph
@@ -17,6 +19,7 @@ __all__ = ["QuantizeWeights"]
 
 _BLOCKED_OPSET = 21
 """From here on there are 4-bit integers, and scales for blocks."""
+_HALVES_OPSET = 19
 _CHANNEL_OPSET = 13
 
 
@@ -36,6 +39,7 @@ class QuantizeWeights(Pass):
 
     `weights` are patterns of names, such as ["encoder.*", "!*.head.*"]; with "!" they stay float.
     A weight that several layers read is stored once. A weight that would not get smaller stays.
+    Weights in float16 are read back as such.
 
     ONNX Runtime computes MatMul and Gemm with such weights as MatMulNBits, mostly faster than in
     floats; it unpacks those of Conv on every run, which costs time: only the file gets smaller.
@@ -94,6 +98,8 @@ class QuantizeWeights(Pass):
             return
         if self.bits == 4 or any(weight.gathered for weight in weights):
             require_opset(graph, _BLOCKED_OPSET, "4-bit weights or a scale for each block")
+        elif any(weight.array(graph).dtype == np.float16 for weight in weights):
+            require_opset(graph, _HALVES_OPSET, "a scale in float16")
         else:
             require_opset(graph, _CHANNEL_OPSET, "a scale for each channel")
         weights = choose_weights(graph, self.weights, self.name)

@@ -25,11 +25,19 @@ Doubles = npt.NDArray[np.float64]
 _ROWS = 1 << 16
 """Rows of what a layer reads that its moments are taken of; of more, places are drawn."""
 
+_SMALLER = {2: 0.75, 4: 0.5}
+"""The part of its bytes that a stored weight may take at most, by the bytes of a number."""
+
+_LEAST_HALF = 2.0**-14
+"""The smallest step in halves that has all its digits."""
+
 _PART = 1 << 18
 """Elements whose squares are added at once."""
 
 _OVERHEAD = 256
 """Bytes that nodes and names of a stored weight take in a file."""
+
+_SINGLE = np.dtype(np.float32)
 
 _CENTRED = {4: replace(INT4, low=-8), 8: INT8}
 _SHIFTED = {4: UINT4, 8: UINT8}
@@ -95,7 +103,7 @@ def round_weights(
         found.made[weight.name] = grid, codes
         found.errors[weight.name] = error
         if frontier is not None:
-            made = grid.dequantize(codes)
+            made = grid.dequantize(codes).astype(weight.array(work).dtype)
             work.set_constant(weight.name, np.ascontiguousarray(made.T) if weight.turn else made)
     return found
 
@@ -115,7 +123,8 @@ def _layout(weight: Weight, array: Array, settings: Rounding) -> _Layout | str:
     depth = weight.depth if bits == 4 and settings.block else None
     blocked = depth is not None and array.shape[depth] >= settings.block
     scales = array.size // settings.block if blocked else array.shape[weight.channel]
-    if array.size * bits // 8 + 4 * scales + _OVERHEAD > array.nbytes // 2:
+    most = array.nbytes * _SMALLER[array.dtype.itemsize]
+    if array.size * bits // 8 + array.dtype.itemsize * scales + _OVERHEAD > most:
         return "it would hardly get smaller"
     if blocked:
         assert depth is not None, "blocks are made along an axis"
@@ -125,9 +134,18 @@ def _layout(weight: Weight, array: Array, settings: Rounding) -> _Layout | str:
 
 def _nearest(array: Array, plan: _Layout, settings: Rounding) -> tuple[Grid, Array, float]:
     grid = fit_grid(array, plan.format, plan.axis, plan.block, centred=settings.symmetric)
+    grid = _as_stored(grid, array)
     codes = grid.quantize(array)
     wrong = grid.dequantize(codes) - array.astype(np.float32, copy=False)
     return grid, codes, _energy(wrong) / max(_energy(array), 1e-300)
+
+
+def _as_stored(grid: Grid, array: Array) -> Grid:
+    """The grid with the scales that a weight's own type can hold."""
+    if array.dtype.itemsize == _SINGLE.itemsize:
+        return grid
+    halves = np.maximum(grid.scale, _LEAST_HALF).astype(array.dtype)
+    return replace(grid, scale=halves.astype(_SINGLE))
 
 
 def _energy(array: Array) -> float:
@@ -167,6 +185,7 @@ def _by_columns(
         centred=settings.symmetric,
         importance=importance + 1e-12 * max(float(importance.max()), 1e-300),
     )
+    grid = _as_stored(grid, array)
     scale, zero = (
         _rows(
             np.broadcast_to(grid.spread(part.astype(np.float64), array.shape), array.shape), layer

@@ -22,6 +22,9 @@ from graphopt.rewrite.matching import is_op
 __all__ = ["Weight", "choose_weights", "find_weights", "store"]
 
 
+_FLOATS = (np.float32, np.float16)
+
+
 @dataclass(frozen=True, eq=False)
 class Weight:
     """A float constant that layers read, and how it can be stored.
@@ -122,7 +125,7 @@ def choose_weights(graph: Graph, patterns: Sequence[str], who: str) -> list[Weig
 
 
 def _is_weight(array: Array | None) -> bool:
-    return array is not None and array.dtype == np.float32 and array.ndim > 1 and array.size > 0
+    return array is not None and array.dtype in _FLOATS and array.ndim > 1 and array.size > 0
 
 
 def _weight(graph: Graph, name: str) -> Weight | str:
@@ -153,11 +156,13 @@ def _weight(graph: Graph, name: str) -> Weight | str:
 
 
 def store(graph: Graph, weight: Weight, grid: Grid, codes: Array) -> None:
-    """Replace a weight by its codes; what is read back has the weight's name."""
+    """Replace a weight by its codes; what is read back has the weight's name, and its type."""
+    array = graph.constant(weight.name)
+    assert array is not None, "a weight is constant"
     hidden = graph.fresh(f"{weight.name}_codes")
     scale, zero = graph.fresh(f"{weight.name}_scale"), graph.fresh(f"{weight.name}_zero")
     graph.rename(weight.name, hidden)
-    constants: dict[str, Array] = {hidden: codes, scale: grid.scale}
+    constants: dict[str, Array] = {hidden: codes, scale: grid.scale.astype(array.dtype)}
     if np.any(grid.zero != 0):
         constants[zero] = grid.zero
     names = (hidden, scale, *([zero] if zero in constants else []))

@@ -134,6 +134,9 @@ def _stored(graph: Graph, name: str) -> Stored | str | None:
         return f"{names[0]!r} is read by others too"
     if format_of(codes.dtype) is None:
         return f"{names[0]!r} holds {codes.dtype}, which are no integers"
+    kind = graph.dtype(name)
+    if kind is not None and kind != np.float32:
+        return f"{names[0]!r} is read as {kind}"
     grid = read_grid(graph, reader, codes)
     return (
         f"the scale of {names[0]!r} is computed" if grid is None else Stored(names[0], reader, grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from graphopt.quantize import gptq, rounding, scales
 from graphopt.quantize.gptq import sweep
 from graphopt.quantize.grid import INT4, UINT4, Grid
 from graphopt.quantize.scales import fit_grid
+from graphopt.quantize.stored_layers import unfit_layers
 from passes.quantize_dynamic import QuantizeDynamic
 from passes.quantize_weights import QuantizeWeights
 from tests.asserting import assert_same_outputs, parse, random_inputs, run_model
@@ -403,3 +405,51 @@ def test_gptq_makes_its_factor_in_place_of_one_copy() -> None:
     damping = np.where(moments.diagonal() > 0, 0.01 * mean, mean)
     damped = (moments + np.diag(damping))[np.ix_(order, order)]
     np.testing.assert_allclose(factor.T @ factor @ damped, np.eye(400), atol=1e-9)
+
+
+HALVES = """net (float16[N,64] x, int64[N] i) => (float16[N,48] y)
+<float16[96,64] table, float16[64,64] w, float16[48,64] g, float16[48] c> {
+    e = Gather(table, i)
+    a = Add(x, e)
+    h = MatMul(a, w)
+    r = Relu(h)
+    y = Gemm<transB=1>(r, g, c)
+}"""
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("method", ["nearest", "gptq"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_in_halves_stay_halves(
+    bits: Literal[4, 8], method: Literal["nearest", "gptq"], symmetric: bool
+) -> None:
+    before = Graph.load(parse(HALVES))
+    weight = before.constants()["w"].astype(np.float16).copy()
+    weight[:, 5] = 0
+    weight[:, 6] *= np.float16(1e-5)  # steps that halves cannot hold
+    before.set_constant("w", weight)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((96, 64)).astype(np.float16)
+    feeds: dict[str, np.ndarray] = {"x": x, "i": rng.integers(0, 96, 96)}
+    step = QuantizeWeights(bits=bits, method=method, symmetric=symmetric)
+    after = stored(before, step, Dataset.from_arrays(feeds))
+    halves = {n for n, a in after.constants().items() if a.dtype == np.float16 and a.ndim > 1}
+    assert halves == {"table_scale_column", *(("w_scale", "g_scale") if bits == 4 else ())}
+    (wanted,), (found,) = run_model(before, feeds), run_model(after, feeds)
+    assert found.dtype == np.float16
+    wrong = np.square(found.astype(np.float64) - wanted).sum()
+    assert wrong < (2e-4 if bits == 8 else 0.02) * np.square(wanted.astype(np.float64)).sum()
+
+
+def test_eight_bits_of_halves_need_a_newer_operator_set() -> None:
+    text = "net (float16[N,64] x) => (float16[N,64] y) <float16[64,64] w> { y = MatMul(x, w) }"
+    before = Graph.load(parse(text, opset=13))
+    assert stored(before, QuantizeWeights()).opset == 19
+
+
+def test_layers_in_halves_are_not_solved_anew() -> None:
+    original = Graph.load(parse(HALVES))
+    graph = stored(original, QuantizeWeights())
+    assert unfit_layers(graph) == {
+        "h": "'w_codes' is read as float16", "y": "'g_codes' is read as float16"
+    }  # fmt: skip
