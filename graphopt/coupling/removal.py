@@ -100,6 +100,7 @@ def remove(graph: Graph, coupling: Coupling, plan: Plan) -> Kept:
     for node, changed in attributes:
         for key, value in changed.items():
             graph.set_attribute(node, key, value)
+    graph.prune()  # what computed sizes that are constants now
     graph.reshape_notice()
     return record
 

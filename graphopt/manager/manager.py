@@ -163,7 +163,10 @@ class PassManager:
     def _row(
         self, runner: Runner, row: tuple[Stage, ...], outcome: Outcome, request: Request
     ) -> Outcome:
-        """Run a row, or take its result from the work directory."""
+        """Run a row, or take its result from the work directory.
+
+        What follows begins with what was written there, so that a run that goes on finds the same.
+        """
         workspace = runner.workspace
         if workspace is None or request.workdir is None:
             return self._checked(runner, row, outcome, request)
@@ -174,9 +177,11 @@ class PassManager:
             return outcome.then(known[0], known[1])
         after = self._checked(runner, row, outcome, request)
         new = after.records[len(outcome.records) :]
-        if all(record.accepted for record in new):
-            workspace.save(key, after.graph, new)
-        return after
+        if not all(record.accepted for record in new):
+            return after
+        workspace.save(key, after.graph, new)
+        written = workspace.load(key)
+        return after if written is None else replace(after, graph=written[0])
 
     def _checked(
         self, runner: Runner, row: tuple[Stage, ...], outcome: Outcome, request: Request
