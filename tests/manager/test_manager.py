@@ -11,7 +11,7 @@ import pytest
 
 from graphopt.data import Dataset
 from graphopt.errors import DataError, RecipeError
-from graphopt.ir import Graph
+from graphopt.ir import Edit, Graph, NewNode
 from graphopt.manager import PassFailure, PassManager, Result
 from graphopt.passbase import Context, Pass, Promise
 from passes.finetune import Finetune
@@ -183,6 +183,25 @@ def test_finished_stages_are_taken_from_the_work_directory(tmp_path: Path) -> No
     assert again.graph.content_hash() == first.graph.content_hash()
     changed = _run(DropIdentity(), Scale(factor=0.25), data=_images(), workdir=tmp_path)
     assert [record.cached for record in changed.report.passes] == [True, False]
+
+
+@dataclass(frozen=True)
+class _LeaveBehind(Pass):
+    """Leave a node that reaches no output: a file that is read again has it no more."""
+
+    name: ClassVar[str] = "leave-behind"
+    promise: ClassVar[Promise] = Promise.LOSSY
+
+    def run(self, graph: Graph, context: Context) -> None:
+        graph.apply(Edit((), (NewNode("Relu", ("x",), ("nobody",)),)))
+
+
+def test_later_stages_are_found_whatever_writing_a_stage_has_dropped(tmp_path: Path) -> None:
+    steps = (_LeaveBehind(), Scale())
+    first = _run(*steps, data=_images(), workdir=tmp_path)
+    again = _run(*steps, data=_images(), workdir=tmp_path)
+    assert [record.cached for record in again.report.passes] == [True, True]
+    assert again.graph.content_hash() == first.graph.content_hash()
 
 
 def test_results_judged_by_another_measure_are_made_again(tmp_path: Path) -> None:

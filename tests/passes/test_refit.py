@@ -253,3 +253,30 @@ def test_everything_held_says_by_what() -> None:
     data = Dataset.from_arrays({"x": np.ones((8, 3), np.float32)})
     with pytest.raises(BudgetError, match="is held by input 'x'"):
         RemoveAndRefit().run(graph, Context(original=graph.clone(), calibration=data))
+
+
+CHAIN = """chain (float[N,3,8,8] x) => (float[N,5] y)
+<float[8,3,3,3] w0, float[8] b0, float[8,8,3,3] w1, float[8] b1, float[5,8] w2, float[5] b2,
+ int64[1] first = {0}, int64[1] width = {8}> {
+    c0 = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w0, b0)
+    r0 = Relu(c0)
+    c1 = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(r0, w1, b1)
+    p = GlobalAveragePool(c1)
+    s = Shape(x)
+    n = Gather(s, first)
+    shape = Concat<axis=0>(n, width)
+    f = Reshape(p, shape)
+    y = Gemm<transB=1>(f, w2, b2)
+}"""
+
+
+def test_a_cut_that_was_written_and_read_again_is_refitted() -> None:
+    graph = Graph.load(parse(CHAIN, seed=0))
+    original = graph.clone()
+    RemoveChannels(ratio=0.5, align=1).run(graph, Context(original=original))
+    again = Graph.load(graph.to_bytes())
+    assert again.content_hash() == graph.content_hash()
+    assert traces_are_current(again)
+    for cut in (graph, again):
+        Refit(samples=64).run(cut, Context(original=original, calibration=inputs()))
+    assert again.content_hash() == graph.content_hash()
