@@ -9,13 +9,16 @@ import numpy as np
 from graphopt.data import Dataset, source_digest
 from graphopt.errors import DataError
 from graphopt.ir import Graph
-from graphopt.metrics import Metric, Reference, choose
+from graphopt.metrics import Metric, Reference, choose, class_scores
 from graphopt.runtime import Session
 
 __all__ = ["HELD_OUT", "Judge", "split_data"]
 
 HELD_OUT = 0.5
 """The fraction of unlabeled `--data` that measures rather than calibrates, refits and trains."""
+
+_GUESSES = {"top1": 1, "top5": 5}
+"""How many classes a metric lets a model name."""
 
 
 def split_data(
@@ -48,6 +51,7 @@ class Judge:
         self._metric: Metric = choose(
             metric, has_labels=dataset.labels is not None, outputs=outputs
         )
+        self._scores = class_scores(outputs[0]) if outputs else None
         self._reference = Reference(self._session.run, dataset)
         self.baseline = self._metric.evaluate(self._session.run, dataset, self._reference)
         if np.isnan(self.baseline):
@@ -64,6 +68,18 @@ class Judge:
     @property
     def name(self) -> str:
         return self._metric.name
+
+    @property
+    def doubt(self) -> str | None:
+        """What is wrong where the original is no better than guessing: then no loss shows."""
+        guesses = _GUESSES.get(self.name)
+        classes = 0 if self._scores is None else self._scores.shape[1]
+        if guesses is None or guesses >= classes or self.baseline > guesses / classes:
+            return None
+        return (
+            f"metric {self.name}: the original has {self.baseline:.4f}, no more than by guessing, "
+            "so no loss shows; look at the order of the classes and the preprocessing"
+        )
 
     def evaluate(self, graph: Graph) -> float:
         """The metric of a graph on the held-out data."""

@@ -225,7 +225,7 @@ class PassManager:
             metadata.version("graphopt"), request.seed, baseline, result, outcome.records,
             metric=judge.name if judge else None, max_drop=request.max_drop,
             drop=drop, bench=timing, gate=gate.unavailable or "checked in ONNX Runtime",
-            unmet=tuple(unmet),
+            unmet=tuple(unmet), doubt=judge.doubt if judge else None,
         )  # fmt: skip
         return Result(outcome.graph, report)
 

@@ -117,6 +117,7 @@ class Report:
     drop: float | None = None
     bench: BenchResult | None = None
     gate: str = ""
+    doubt: str | None = None
     unmet: tuple[str, ...] = ()
     input: Path | None = None
     output: Path | None = None
@@ -132,9 +133,10 @@ class Report:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What passes that stay have to say to people."""
+        """What the metric and passes that stay have to say to people."""
         said = [record for record in self.passes if record.accepted and record.notes.get("remark")]
-        return tuple(f"{record.name}: {record.notes['remark']}" for record in said)
+        doubts = () if self.doubt is None else (self.doubt,)
+        return *doubts, *(f"{record.name}: {record.notes['remark']}" for record in said)
 
     def to_json(self) -> dict[str, Note]:
         """The document of `--json`."""
@@ -151,6 +153,7 @@ class Report:
             "bench": _bench_json(self.bench),
             "gate": self.gate,
             "unmet": list(self.unmet),
+            "remarks": list(self.remarks),
             "passes": [record.to_json() for record in self.passes],
         }
 

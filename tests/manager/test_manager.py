@@ -9,11 +9,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from graphopt.data import Dataset
+from graphopt.data import Dataset, input_specs
 from graphopt.errors import DataError, RecipeError
 from graphopt.ir import Edit, Graph, NewNode
 from graphopt.manager import PassFailure, PassManager, Result
 from graphopt.passbase import Context, Pass, Promise
+from graphopt.runtime import Session
 from passes.finetune import Finetune
 from tests.asserting import assert_same_outputs, operators, parse
 from tests.samples import Break, Crash, Damage, DropIdentity, GiveUp, Greedy, Scale, convnet
@@ -261,3 +262,18 @@ def test_what_a_report_prints() -> None:
     text = str(PassManager([DropIdentity()]).run(Graph.load(convnet())).report)
     assert "nodes       6 -> 5 (-16.7%)" in text
     assert "\nlatency " in text
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_an_original_that_only_guesses_is_told(*, right: bool) -> None:
+    """Wrong labels or pixels leave nothing to lose, and every budget is met."""
+    images = _images().bind(input_specs(Graph.load(convnet())))
+    with Session.open(Graph.load(convnet())) as session:
+        best = session.run(images.source.read(images.indices))[0].argmax(axis=1)
+    labels = best if right else (best + 1) % 10
+    data = Dataset.from_arrays(images.source.read(images.indices), labels=labels)
+    report = _run(DropIdentity(), data=data).report
+    assert report.metric == "top1"
+    told = [remark for remark in report.remarks if "no more than by guessing" in remark]
+    assert bool(told) is not right
+    assert report.to_json()["remarks"] == list(report.remarks)
