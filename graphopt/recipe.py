@@ -202,6 +202,11 @@ def _steps(item: object) -> Iterator[Pass]:
     if isinstance(item, Pass):
         yield item
     elif isinstance(item, str):
+        if item not in catalog() and item in builtin_recipes():
+            raise RecipeError(
+                f"recipe {item!r}: has stages of its own, so it cannot be part of one; on the "
+                "command line write ; before and after it"
+            )
         yield build(item)
     elif isinstance(item, Mapping) and len(item) == 1:
         name, options = next(iter(item.items()))

@@ -47,6 +47,7 @@ def test_stages_rounds_and_included_recipes(tmp_path: Path) -> None:
         ("stages: [1, 2", "line 1: not valid YAML"),
         ("- a", "must be a mapping"),
         ("stages: [[]]", "a stage is a pass"),
+        ("stages: [[lossless, refit]]", "'lossless': has stages of its own"),
         ("stages: [gradually: {steps: 0, stage: refit}]", "steps must be a whole number from 1"),
         ("stages: [gradually: {steps: 2, stage: refit}]", "no pass of its stage says how much"),
         ("stages: [gradually: {step: 2, stage: refit}]", "takes steps, schedule and stage"),
