@@ -12,15 +12,13 @@ from graphopt.errors import ModelError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Pass, Promise
 from graphopt.quantize.collecting import Effort, collect
-from graphopt.quantize.observed import Observed
-from graphopt.quantize.opening import (
-    close_weights,
-    gains_of,
+from graphopt.quantize.narrowing import (
     narrow_activations,
-    open_weights,
     rounded_tensors,
     widen_activations,
 )
+from graphopt.quantize.observed import Observed
+from graphopt.quantize.opening import close_weights, gains_of, open_weights
 from graphopt.quantize.upgrading import require_opset
 from graphopt.train import Lesson, Plan
 

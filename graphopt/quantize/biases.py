@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.quantize.grid import BIAS, Floats, Grid
-from graphopt.quantize.stored_layers import read_grid, step_of
+from graphopt.quantize.stored_layers import read_grid, step_of, with_inputs
 from graphopt.rewrite.matching import is_op
 
 __all__ = ["restep_biases", "store_bias"]
@@ -26,13 +26,9 @@ def store_bias(
     stored = Grid(np.ascontiguousarray(np.broadcast_to(steps, values.shape)), zeros, BIAS, 0)
     codes, scale, back = (graph.fresh(f"{stem}_{part}") for part in ("q", "scale", "dq"))
     read = NewNode("DequantizeLinear", (codes, scale), (back,), {"axis": 0})
-    data, weight = (str(tensor.name) for tensor in node.inputs[:2])
-    outputs = tuple(str(tensor.name) for tensor in node.outputs)
-    made = NewNode(
-        node.op, (data, weight, back), outputs, dict(node.attrs), node.domain or "", node.name
-    )
     constants: dict[str, Array] = {codes: stored.quantize(values), scale: stored.scale}
-    graph.apply(Edit(remove=(node,), add=(read, made), constants=constants))
+    add = read, with_inputs(node, {2: back})
+    graph.apply(Edit(remove=(node,), add=add, constants=constants))
 
 
 def restep_biases(graph: Graph) -> int:
@@ -47,7 +43,10 @@ def restep_biases(graph: Graph) -> int:
 
 
 def _astray(graph: Graph, node: gs.Node) -> tuple[Floats, Floats] | None:
-    """The values of a stored bias and the steps it should have; None where it has them."""
+    """The values of a stored bias and the steps it should have.
+
+    None where it has them, and where 32 bits would not hold it with these.
+    """
     if not is_op(node, "Conv", "Gemm") or len(node.inputs) < 3 or not node.inputs[2].name:
         return None
     weight, bias = (graph.producer(node.inputs[place].name) for place in (1, 2))
@@ -63,6 +62,6 @@ def _astray(graph: Graph, node: gs.Node) -> tuple[Floats, Floats] | None:
     if grid is None or codes.ndim != 1 or scale.size not in (1, codes.size):
         return None
     steps = scale.reshape(-1).astype(np.float32) * np.float32(step)
-    if bool(np.all(steps == grid.scale)):
-        return None
-    return grid.dequantize(codes), steps
+    values = grid.dequantize(codes)
+    held = np.abs(values.astype(np.float64)) <= steps.astype(np.float64) * BIAS.high
+    return None if bool(np.all(steps == grid.scale)) or not held.all() else (values, steps)

@@ -13,15 +13,13 @@ from graphopt.data import Dataset
 from graphopt.errors import ModelError, RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
-from graphopt.quantize.observed import Observed
-from graphopt.quantize.opening import (
-    close_weights,
-    gains_of,
+from graphopt.quantize.narrowing import (
     narrow_activations,
-    open_weights,
     rounded_tensors,
     widen_activations,
 )
+from graphopt.quantize.observed import Observed
+from graphopt.quantize.opening import close_weights, gains_of, open_weights
 from graphopt.runtime import Session
 from graphopt.train import StepSizes
 from passes.quantize_static import QuantizeStatic
@@ -224,6 +222,23 @@ def test_signed_activations_get_the_same_steps() -> None:
         widen_activations(graph, changed)
         assert_valid(graph)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("faded", [0.0, 1e-9])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_channel_without_weights_keeps_its_bias(bits: int, faded: float) -> None:
+    original = network()
+    weight, bias = (original.constants()[n].astype(np.float32).copy() for n in ("v", "c"))
+    weight[3] *= faded
+    bias[3] = 5.0
+    original.set_constant("v", weight)
+    original.set_constant("c", bias)
+    graph = quantized(original)
+    opened = open_weights(graph, bits)
+    before = outputs(graph)
+    close_weights(graph, opened)
+    assert_valid(graph)
+    assert decibels(before, outputs(graph)) > 45
 
 
 def test_weights_with_a_zero_point_use_all_codes() -> None:
