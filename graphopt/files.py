@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from graphopt.errors import TargetError
 
-__all__ = ["atomic_file", "is_inside", "is_one_of"]
+__all__ = ["atomic_file", "check_folder_writable", "is_inside", "is_one_of"]
 
 
 def is_one_of(path: Path, files: Iterable[Path]) -> bool:
@@ -25,6 +25,20 @@ def is_inside(path: Path, folder: Path) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
     except ValueError:
         return False
+
+
+def check_folder_writable(folder: Path, name: str) -> None:
+    """Raise TargetError, opening with `name`, if nothing can be made in a folder.
+
+    Asked before the work whose result would be lost.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise TargetError(
+            f"{name}: cannot be written ({error.strerror}); name another place"
+        ) from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from graphopt.errors import ModelError, RecipeError, TargetError
-from graphopt.files import atomic_file, is_one_of
+from graphopt.files import atomic_file, check_folder_writable, is_one_of
 
 if TYPE_CHECKING:
     from graphopt.ir import Graph
@@ -166,6 +166,7 @@ def check_target(name: str, path: Path) -> None:
         raise TargetError(f"{name}: is no regular file, and would be replaced by one; name a file")
     if not path.parent.is_dir():
         raise TargetError(f"{name}: there is no directory {path.parent}; make it first")
+    check_folder_writable(path.parent, name)
 
 
 def check_unread(name: str, path: Path, *read: Path | str | None) -> None:

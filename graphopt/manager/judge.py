@@ -7,18 +7,33 @@ from collections.abc import Mapping
 import numpy as np
 
 from graphopt.data import Dataset, source_digest
-from graphopt.errors import DataError
+from graphopt.errors import DataError, ModelError
 from graphopt.ir import Graph
 from graphopt.metrics import Metric, Reference, choose, class_scores
 from graphopt.runtime import Session
 
-__all__ = ["HELD_OUT", "Judge", "split_data"]
+__all__ = ["HELD_OUT", "Judge", "check_start", "split_data"]
 
 HELD_OUT = 0.5
 """The fraction of unlabeled `--data` that measures rather than calibrates, refits and trains."""
 
 _GUESSES = {"top1": 1, "top5": 5}
 """How many classes a metric lets a model name."""
+
+
+def check_start(graph: Graph, *data: object) -> None:
+    """Raise for what no run can start from: broken graphs, and names where data are wanted."""
+    for given in data:
+        if given is not None and not isinstance(given, Dataset):
+            raise DataError(
+                f"data: must be a Dataset, got {type(given).__name__}; make one with "
+                "graphopt.data.open('images/') or graphopt.data.Dataset.from_arrays({'x': array})"
+            )
+    try:
+        graph.verify()
+    except ModelError as error:
+        name = graph.source and graph.source.path
+        raise ModelError(f"{f'{name}: ' if name else ''}{error}; export it again") from error
 
 
 def split_data(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from graphopt.data import Dataset, input_specs, load_function, source_digest
-from graphopt.errors import DataError, ModelError, RecipeError
+from graphopt.errors import DataError, RecipeError
 from graphopt.ir import Graph
 from graphopt.manager.gate import Gate
-from graphopt.manager.judge import Judge, split_data
+from graphopt.manager.judge import Judge, check_start, split_data
 from graphopt.manager.record import Measured, PassRecord, Report, Size, size_of, size_of_source
 from graphopt.manager.stages import Outcome, Runner, Silent, Watcher
 from graphopt.manager.workspace import Workspace, stage_key
@@ -111,7 +111,7 @@ class PassManager:
         else goes wrong with a stage rolls it back, and the run goes on with the best so far.
         """
         request = Request(**options)
-        _check_kinds(graph, data, eval_data)
+        check_start(graph, data, eval_data)
         self.check(has_data=data is not None)
         specs = input_specs(graph) if data or eval_data else ()
         calibration, held_out = split_data(
@@ -228,21 +228,6 @@ class PassManager:
             unmet=tuple(unmet), doubt=judge.doubt if judge else None,
         )  # fmt: skip
         return Result(outcome.graph, report)
-
-
-def _check_kinds(graph: Graph, *data: object) -> None:
-    """Raise for what no run can start from: broken graphs, and names where data are wanted."""
-    for given in data:
-        if given is not None and not isinstance(given, Dataset):
-            raise DataError(
-                f"data: must be a Dataset, got {type(given).__name__}; make one with "
-                "graphopt.data.open('images/') or graphopt.data.Dataset.from_arrays({'x': array})"
-            )
-    try:
-        graph.verify()
-    except ModelError as error:
-        name = graph.source and graph.source.path
-        raise ModelError(f"{f'{name}: ' if name else ''}{error}; export it again") from error
 
 
 def _facts(runner: Runner, row: tuple[Stage, ...], request: Request) -> Iterator[str]:

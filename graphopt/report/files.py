@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from graphopt.errors import TargetError
-from graphopt.files import atomic_file
+from graphopt.files import atomic_file, check_folder_writable
 from graphopt.manager import Report
 from graphopt.report.numbers import strict_json
 from graphopt.report.page import render
@@ -18,6 +18,8 @@ def check_folder(folder: Path) -> None:
     """Raise TargetError, before any work is done, for what cannot become a directory."""
     if folder.exists() and not folder.is_dir():
         raise TargetError(f"--report {folder}: is a file; name a directory")
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    check_folder_writable(there, f"--report {folder}")
 
 
 def write_report(report: Report, folder: Path) -> None:

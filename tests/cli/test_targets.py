@@ -95,3 +95,12 @@ def test_names_that_no_file_can_have(run: Run, model: Path) -> None:
 
 def test_inspect_looks_at_its_target_first(run: Run, model: Path) -> None:
     _refused(run, model.parent, "inspect", model, "--json", model.parent, says="is a directory")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder nobody can write to")
+@pytest.mark.parametrize("option", ["-o", "--json", "--report"])
+def test_places_are_tried_before_the_work(run: Run, model: Path, option: str) -> None:
+    """Hours of training would be lost at the end."""
+    target = "/proc/made"
+    says = f"{option} {target}: cannot be written"
+    _refused(run, model.parent, "optimize", model, option, target, says=says)
