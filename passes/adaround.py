@@ -24,7 +24,8 @@ class AdaRound(Pass):
     For graphs whose weights are stored as integers (after quantize-static or quantize-weights);
     `bits` is how many they have afterwards, 2 to 8, and `end_bits`, if given, how many those of the
     first and the last layer. Four bits are `packed` two to a byte, which ONNX Runtime unpacks on
-    every run; otherwise they take a byte and are as fast as 8.
+    every run; otherwise they take a byte and are as fast as 8. Layers that are portable, as
+    `quantize-static{portable=true}` makes them, get 7 instead of 8, and stay so.
 
     Layer by layer, over `samples` calibration inputs that come through the layers rounded before:
     weights are solved for, rounded column by column (Frantar et al. 2022), and then changed one

@@ -38,7 +38,7 @@ class TrainQuantized(Plan, Lesson, Pass):
     al. 2020). `weight_bits` and `activation_bits` are 8 or 4; the first and the last layer keep 8.
     Then weights and biases are stored again. ONNX Runtime computes on 8 bits: 4 bits make the
     file smaller, or are for other targets; activations of 4 bits take a byte, behind a Clip.
-    No labels are needed.
+    What is portable stays so. No labels are needed.
     """
 
     name: ClassVar[str] = "train-quantized"

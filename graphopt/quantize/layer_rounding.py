@@ -18,9 +18,10 @@ from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.quantize.descending import descend
 from graphopt.quantize.gptq import sweep
 from graphopt.quantize.grid import INT4, INT8, Format, Grid
+from graphopt.quantize.portability import saturating
 from graphopt.quantize.scales import fit_grid
 from graphopt.quantize.solving import solve_again
-from graphopt.quantize.stored_layers import StoredLayer, write_bias
+from graphopt.quantize.stored_layers import StoredLayer, step_of, write_bias
 from graphopt.refit.walking import WIDEST
 
 __all__ = ["Manner", "Rows", "round_layer"]
@@ -33,6 +34,9 @@ _DOUBT = 0.3
 
 _SAFE = 1e-6
 """Damping of moments that are damped already."""
+
+_BYTE = 8
+"""Bits."""
 
 _FULL_INT4 = replace(INT4, low=-8)
 
@@ -64,7 +68,7 @@ class Manner:
         """The integers that are stored; without packing, 4 bits take a whole byte."""
         if self.bits == 4 and self.packed:
             return _FULL_INT4
-        return INT8 if self.bits == 8 else replace(INT8, low=-(2 ** (self.bits - 1)),
+        return INT8 if self.bits == _BYTE else replace(INT8, low=-(2 ** (self.bits - 1)),
                                                    high=2 ** (self.bits - 1) - 1)  # fmt: skip
 
 
@@ -95,8 +99,11 @@ def round_layer(
     """Round one layer: its error with the nearest codes and with those it has now.
 
     Also where its codes stand for a training that goes on from them. A layer too wide to solve for
-    has the nearest codes to begin with, on a grid that minds how large its inputs are.
+    has the nearest codes to begin with, on a grid that minds how large its inputs are. One in which
+    no sum of two products can leave 16 bits gets 7 bits instead of 8, so that none can afterwards.
     """
+    if manner.bits == _BYTE and _portable(graph, layer):
+        manner = replace(manner, bits=_BYTE - 1)
     old = layer.weight.values(graph)
     given = layer.bias_values(graph)
     groups, outputs, columns = layer.matrix(old).shape
@@ -141,6 +148,14 @@ def round_layer(
         limits,
     )
     return (before, rows.error(matrix, bias)), unrounded
+
+
+def _portable(graph: Graph, layer: StoredLayer) -> bool:
+    """Whether a layer that multiplies bytes gives the same on processors without VNNI."""
+    codes = graph.constant(layer.weight.codes)
+    assert codes is not None, "codes are constant"
+    on_integers = step_of(graph, layer.layer.data) is not None
+    return on_integers and not saturating(codes, _channels(layer)).any()
 
 
 def _leaning(codes: Doubles, wished: Doubles) -> Doubles:

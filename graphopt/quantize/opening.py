@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.quantize.biases import restep_biases, store_bias
 from graphopt.quantize.grid import BIAS, INT4, INT8, Floats, Format, Grid
 from graphopt.quantize.narrowing import activation_grids
+from graphopt.quantize.portability import portable_bounds, saturating
 from graphopt.quantize.scales import fit_grid
 from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, step_of, with_inputs
 
@@ -41,6 +43,8 @@ class Opened:
     axis: int
     bias: str | None
     """The float bias that was stored before."""
+    portable: bool = False
+    """Whether no sum of two products could leave 16 bits; see `portability`."""
 
 
 def open_weights(graph: Graph, bits: int) -> tuple[Opened, ...]:
@@ -80,20 +84,24 @@ def _open(graph: Graph, layer: StoredLayer, form: Format) -> Opened:
         removed += [layer.bias.reader, read.node]
         nodes.append(with_inputs(read.node, {2: bias}))
     graph.apply(Edit(remove=tuple(removed), add=tuple(nodes), constants=constants))
-    return Opened(read.output, weight, scale, zero, form, channels, bias)
+    portable = not saturating(grid.quantize(values), channels).any()
+    return Opened(read.output, weight, scale, zero, form, channels, bias, portable)
 
 
 def close_weights(graph: Graph, opened: tuple[Opened, ...]) -> None:
     """Store what training has made of open weights and biases.
 
     Steps of tensors that other layers read have changed too, and so do those of their biases.
+    A layer in which no sum of two products could saturate gets steps that keep it so.
     """
     for entry in opened:
         values, scale, zero = (
             graph.constants()[n] for n in (entry.weight, entry.scale, entry.zero)
         )
-        scale = _bearing(graph, entry, np.asarray(scale, np.float32))
-        grid = Grid(scale, zero, entry.format, entry.axis)
+        steps = _bearing(graph, entry, np.asarray(scale, np.float32))
+        if entry.portable:
+            steps = _at_least(steps, portable_bounds(values, entry.axis, 1))
+        grid = Grid(steps, zero, entry.format, entry.axis)
         rounder = graph.consumers(entry.weight)[0]
         reader = graph.consumers(rounder.outputs[0].name)[0]
         codes = graph.fresh(f"{entry.weight.removesuffix('_float')}_q")
@@ -101,7 +109,7 @@ def close_weights(graph: Graph, opened: tuple[Opened, ...]) -> None:
             "DequantizeLinear", (codes, entry.scale, entry.zero), (str(reader.outputs[0].name),),
             {"axis": entry.axis}, name=reader.name,
         )  # fmt: skip
-        graph.set_constant(entry.scale, scale)
+        graph.set_constant(entry.scale, steps)
         constants = {codes: grid.quantize(values)}
         graph.apply(Edit(remove=(rounder, reader), add=(read,), constants=constants))
         if entry.bias is not None:
@@ -122,8 +130,13 @@ def _bearing(graph: Graph, entry: Opened, scale: Floats) -> Floats:
     bias = None if entry.bias is None else graph.constant(entry.bias)
     if step is None or bias is None:
         return scale
-    least = np.abs(bias.astype(np.float64)) / (step * BIAS.high / 2)
-    return np.maximum(scale, least if scale.size > 1 else least.max()).astype(np.float32)
+    return _at_least(scale, np.abs(bias.astype(np.float64)) / (step * BIAS.high / 2))
+
+
+def _at_least(scale: Floats, least: npt.NDArray[np.floating]) -> Floats:
+    """Steps that are no finer than these, one for each channel or one for all."""
+    held = np.maximum(scale, least if scale.size > 1 else least.max())
+    return np.asarray(held, np.float32)
 
 
 def _close_bias(graph: Graph, entry: Opened, grid: Grid) -> None:

@@ -16,6 +16,7 @@ from graphopt.passbase import Context
 from graphopt.quantize import adaround, layer_rounding
 from graphopt.quantize.grid import BIAS, Grid, symmetric
 from graphopt.quantize.layer_rounding import Manner, Rows, round_layer
+from graphopt.quantize.portability import saturating
 from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, step_of
 from graphopt.train import Descent, RoundingTask, learn_rounding
 from passes.adaround import AdaRound
@@ -367,6 +368,21 @@ def test_what_is_not_in_the_original_is_left_alone() -> None:
     context = Context(original=original, calibration=data())
     AdaRound(steps=0).run(graph, context)
     assert context.notes["left_alone"] == {"renamed": "the original has no tensor 'renamed'"}
+
+
+def test_what_is_portable_stays_so() -> None:
+    original = network()
+    graph = original.clone()
+    context = Context(original=original, calibration=data())
+    QuantizeStatic(pays=False, least_db=None, portable=True).run(graph, context)
+    AdaRound(bits=8, steps=20).run(graph, context)
+    assert context.notes["left_alone"] == {}
+    assert_valid(graph)
+    for layer in find_stored_layers(graph):
+        codes = graph.constants()[layer.weight.codes]
+        assert not saturating(codes, layer.weight.grid.axis or 0).any()
+        assert np.abs(codes.astype(int)).max() > 40
+    assert error(graph, original) < 1e-3
 
 
 def test_learned_directions_are_the_best_of_all() -> None:

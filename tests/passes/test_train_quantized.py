@@ -20,6 +20,8 @@ from graphopt.quantize.narrowing import (
 )
 from graphopt.quantize.observed import Observed
 from graphopt.quantize.opening import close_weights, gains_of, open_weights
+from graphopt.quantize.portability import saturating
+from graphopt.quantize.stored_layers import find_stored_layers
 from graphopt.runtime import Session
 from graphopt.train import StepSizes
 from passes.quantize_static import QuantizeStatic
@@ -239,6 +241,26 @@ def test_a_channel_without_weights_keeps_its_bias(bits: int, faded: float) -> No
     close_weights(graph, opened)
     assert_valid(graph)
     assert decibels(before, outputs(graph)) > 45
+
+
+def test_what_is_portable_stays_so() -> None:
+    original = network()
+    graph = original.clone()
+    context = Context(original=original, calibration=data())
+    QuantizeStatic(pays=False, least_db=None, portable=True).run(graph, context)
+    opened = open_weights(graph, 8)
+    assert all(entry.portable for entry in opened)
+    assert not any(entry.portable for entry in open_weights(quantized(original), 8))
+    for entry in opened:  # as if training had made all steps finer
+        step = graph.constants()[entry.scale].astype(np.float32)
+        graph.set_constant(entry.scale, np.asarray(step * np.float32(0.6)))
+    close_weights(graph, opened)
+    layers = find_stored_layers(graph)
+    assert len(layers) == 4
+    for layer in layers:
+        codes = graph.constants()[layer.weight.codes]
+        assert not saturating(codes, layer.weight.grid.axis or 0).any()
+    assert decibels(outputs(original), outputs(graph)) > 30
 
 
 def test_weights_with_a_zero_point_use_all_codes() -> None:
