@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from graphopt.packed.unpacking import is_packed
 __all__ = ["Packing", "pack"]
 
 _SMALLEST = 128  # bytes of a payload that is worth a segment of its own
+_COPIED = 1 << 20  # bytes copied at a time
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,12 @@ class Packing:
 
 
 class _Writer:
-    """Makes the header that `loader.read_index` reads."""
+    """Makes the header that `loader.read_index` reads; streams, which follow it, go to `body`."""
 
-    def __init__(self) -> None:
-        self._content = bytearray()
+    def __init__(self, body: BinaryIO) -> None:
+        self._content, self._body = bytearray(), body
         self.segments = 0
+        self.parts = dict.fromkeys(("gaps", "codebooks", "codes", "values"), 0)
 
     def number(self, value: int) -> None:
         while value > 0x7F:
@@ -68,6 +72,11 @@ class _Writer:
         for codec, content in coded.streams:
             self.number(codec)
             self.number(len(content))
+            self._body.write(content)
+        gaps, book, values = coded.parts
+        self.parts["gaps"] += gaps
+        self.parts["codebooks"] += book
+        self.parts["codes" if coded.codes else "values"] += values
 
     def coded(self) -> bytes:
         """The header, deflated by no more than a reader believes."""
@@ -87,27 +96,41 @@ def pack(source: str | Path | bytes, target: str | Path) -> Packing:
     the target cannot be written, or is one of the files that are read.
     """
     what = "the given bytes" if isinstance(source, bytes) else str(source)
-    source = Path(source) if isinstance(source, str) else source
-    header, body = _Writer(), list[Coded]()
-    read = [] if isinstance(source, bytes) else [source]
+    source, target = Path(source) if isinstance(source, str) else source, Path(target)
+    with _spool(target) as body:
+        header = _Writer(body)
+        restored, read = _model(header, source, what)
+        if is_one_of(target, read):
+            raise TargetError(f"{target}: would replace a file of the model; name another")
+        with atomic_file(target) as file:
+            return _written(file, header, body, restored)
+
+
+@contextmanager
+def _spool(target: Path) -> Iterator[BinaryIO]:
+    """Where streams wait until the header is known: a file without a name beside the target."""
+    try:
+        with tempfile.TemporaryFile(dir=target.parent) as spool:
+            yield spool
+    except OSError as error:
+        raise TargetError(f"{target}: cannot be written ({error.strerror})") from error
+
+
+def _model(header: _Writer, source: Path | bytes, what: str) -> tuple[int, list[Path]]:
+    """Code a model and its external data; return their bytes, and which files they are."""
     with _content(source, what) as content:
         if is_packed(content[: len(loader.MAGIC)]):
             raise ModelError(f"{what}: is packed already")
         found = scan(content, what)
         header.number(1 + len(found.beside))
-        restored = len(content)
-        body += _file(header, "", content, found.inside)
+        restored, read = len(content), [] if isinstance(source, bytes) else [source]
+        _file(header, "", content, found.inside)
         for name, payloads in found.beside.items():
-            path = _beside(source, name, what)
-            read.append(path)
-            with _content(path, what) as external:
+            read.append(_beside(source, name, what))
+            with _content(read[-1], what) as external:
                 restored += len(external)
-                body += _file(header, name, external, _bounded(payloads, len(external), path))
-    target = Path(target)
-    if is_one_of(target, read):
-        raise TargetError(f"{target}: would replace a file of the model; name another")
-    with atomic_file(target) as file:
-        return _written(file, header, body, restored)
+                _file(header, name, external, _bounded(payloads, len(external), read[-1]))
+    return restored, read
 
 
 @contextmanager
@@ -163,17 +186,16 @@ def _bounded(payloads: tuple[Payload, ...], size: int, path: Path) -> tuple[Payl
 
 def _file(
     header: _Writer, name: str, content: bytes | mmap.mmap, payloads: tuple[Payload, ...]
-) -> list[Coded]:
+) -> None:
     """Code one file; what is between the payloads comes first, as one segment."""
     taken = [place for place in payloads if place.length >= _SMALLEST]
     header.text(name)
     view = memoryview(content)
     cuts = [0, *(edge for place in taken for edge in (place.start, place.start + place.length))]
     edges = zip(cuts[::2], [*cuts[1::2], len(view)], strict=True)
-    frame = code(memoryview(b"".join(view[start:end] for start, end in edges)), 1)
-    header.segment(frame)
+    header.segment(code(memoryview(b"".join(view[start:end] for start, end in edges)), 1))
     header.number(len(taken))
-    body, known, after = [frame], dict[bytes, int](), 0
+    known, after = dict[bytes, int](), 0
     for number, place in enumerate(taken):
         header.number(place.start - after)
         after = place.start + place.length
@@ -183,33 +205,18 @@ def _file(
             header.copy(known[digest])
         else:
             known[digest] = number
-            body.append(code(payload, place.width))
-            header.segment(body[-1])
-    return body
+            header.segment(code(payload, place.width))
 
 
-def _written(target: BinaryIO, header: _Writer, body: list[Coded], restored: int) -> Packing:
-    coded_header = header.coded()
-    checksum, length = zlib.crc32(coded_header), len(coded_header)
-    preamble = loader.PREAMBLE.pack(loader.MAGIC, loader.VERSION, length, checksum)
-    target.write(preamble + coded_header)
-    size = len(preamble) + length
-    for coded in body:
-        for _, stream in coded.streams:
-            target.write(stream)
-            size += len(stream)
+def _written(target: BinaryIO, header: _Writer, body: BinaryIO, restored: int) -> Packing:
+    coded = header.coded()
+    preamble = loader.PREAMBLE.pack(loader.MAGIC, loader.VERSION, len(coded), zlib.crc32(coded))
+    target.write(preamble + coded)
+    body.seek(0)
+    shutil.copyfileobj(body, target, _COPIED)
+    size = len(preamble) + len(coded) + sum(header.parts.values())
     least = max(-(-restored // loader.MOST_EXPANSION), header.segments)
     missing = max(0, least - size)
     target.write(bytes(missing))
-    return Packing(restored, size + missing, _parts(len(preamble) + length, body))
-
-
-def _parts(header: int, body: list[Coded]) -> Mapping[str, int]:
-    """What the bytes are spent on."""
-    parts = {"header and graph": header, "gaps": 0, "codebooks": 0, "codes": 0, "values": 0}
-    for coded in body:
-        gaps, book, values = coded.parts
-        parts["gaps"] += gaps
-        parts["codebooks"] += book
-        parts["codes" if coded.codes else "values"] += values
-    return parts
+    parts = {"header and graph": len(preamble) + len(coded), **header.parts}
+    return Packing(restored, size + missing, parts)

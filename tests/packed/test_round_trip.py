@@ -341,6 +341,37 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         assert len(packed) < 0.95 * packing.restored
 
 
+@pytest.mark.parametrize("kind", ["dense", "sparse", "shared"])
+def test_memory_of_packing_is_bounded(kind: str, tmp_path: Path) -> None:
+    """One large tensor, whose coded streams are all in memory: less than 1.3 times the model."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(2_000_000).astype(np.float32)
+    if kind == "sparse":
+        values[rng.random(len(values)) < 0.5] = 0
+    elif kind == "shared":
+        values = np.round(values * 20).astype(np.float32) / 8
+    raw = _holding(numpy_helper.from_array(values, "w")).SerializeToString()
+    tracemalloc.start()
+    packing = pack(raw, tmp_path / "m.gopt")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.3 * packing.restored
+    assert restore(tmp_path / "m.gopt") == {"": raw}
+
+
+def test_memory_of_packing_does_not_add_up(tmp_path: Path) -> None:
+    """Streams are written when they are there: of many tensors the largest counts."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(200_000).astype(np.float32) for _ in range(20)]
+    tensors = (numpy_helper.from_array(array, f"w{n}") for n, array in enumerate(arrays))
+    raw = _holding(*tensors).SerializeToString()
+    tracemalloc.start()
+    packing = pack(raw, tmp_path / "m.gopt")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.25 * packing.restored
+
+
 def _entropy_bytes(values: np.ndarray) -> float:
     counts = np.unique(values, return_counts=True)[1]
     return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
