@@ -349,7 +349,7 @@ def test_memory_of_packing_is_bounded(kind: str, tmp_path: Path) -> None:
     if kind == "sparse":
         values[rng.random(len(values)) < 0.5] = 0
     elif kind == "shared":
-        values = np.round(values * 20).astype(np.float32) / 8
+        np.multiply(np.round(values * 20), 1 / 8, out=values)
     raw = _holding(numpy_helper.from_array(values, "w")).SerializeToString()
     tracemalloc.start()
     packing = pack(raw, tmp_path / "m.gopt")
