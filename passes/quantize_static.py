@@ -77,6 +77,11 @@ class QuantizeStatic(Pass):
         for name, value in (("seconds", self.seconds), ("settled", self.settled)):
             if value is not None and not value > 0:
                 raise RecipeError(f"{self.name}: {name} must be above 0, got {value}")
+        if self.calibrator == BATCH_NORM and self.seconds is not None:
+            raise RecipeError(
+                f"{self.name}: seconds is for calibrators that look at inputs, got {self.seconds} "
+                f"with calibrator={BATCH_NORM}"
+            )
         self._check_range()
 
     def _check_range(self) -> None:

@@ -209,6 +209,11 @@ def test_wrong_options_are_named(option: str, value: object) -> None:
         QuantizeStatic(**{option: value})  # type: ignore[arg-type]
 
 
+def test_there_is_no_time_limit_for_what_looks_at_no_inputs() -> None:
+    with pytest.raises(RecipeError, match="seconds is for calibrators that look at inputs"):
+        QuantizeStatic(calibrator="batch-norm", seconds=5)
+
+
 def test_the_manager_needs_data() -> None:
     with pytest.raises(RecipeError, match="needs inputs to calibrate"):
         PassManager(["quantize-static"]).run(Graph.load(parse(CHAIN)))
