@@ -133,11 +133,12 @@ def _weight(graph: Graph, name: str) -> Weight | str:
     assert array is not None, "only constants are asked for"
     uses = []
     for node in nodes:
+        reader = f"{node.op} {(node.name or node.outputs[0].name)!r}"
         use = _USES[node.op](graph, node, array) if is_op(node, *_USES) else None
         if use is None or node.inputs[use.place].name != name:
-            return f"{node.op} {node.name!r} reads it in a way that is not known"
+            return f"{reader} reads it in a way that is not known"
         if sum(tensor.name == name for tensor in node.inputs) > 1:
-            return f"{node.op} {node.name!r} reads it twice"
+            return f"{reader} reads it twice"
         if graph.scope_of(node) is not graph.scope_of(nodes[0]):
             return "it is read inside a body and outside"
         uses.append(use)

@@ -299,7 +299,7 @@ def test_a_weight_that_one_layer_reads_twice_stays(
     before = Graph.load(parse(text))
     after, context = before.clone(), Context(original=before)
     step.run(after, context)
-    assert context.notes["left_alone"] == {"w": "Gemm '' reads it twice"}
+    assert context.notes["left_alone"] == {"w": "Gemm 'y' reads it twice"}
     feeds = {"x": np.ones((64, 64), np.float32)}
     assert_same_outputs(before.to_model(), after, feeds=feeds, tolerance=0.0)
 
