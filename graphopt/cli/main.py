@@ -55,12 +55,17 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(metadata.version("graphopt"), prog_name="graphopt")
-@click.option("-v", "--verbose", count=True, help="Log what is done; twice: every edit.")
+@click.option(
+    "-v", "--verbose", count=True, help="Log every pass that changes something; twice: every edit."
+)
 def cli(verbose: int) -> None:
     """Make a trained network smaller and faster; every step is checked, every gain measured.
 
     MODEL is an ONNX file, or file.py:factory, a function that returns a PyTorch module and its
     example inputs. The input file is never changed.
+
+    Exit codes: 0 done; 1 a target or budget was not met, the best so far is written; 2 the request
+    or the model is at fault, one line says why; 3 our fault; 130 interrupted.
 
     Shell completion: eval "$(_GRAPHOPT_COMPLETE=bash_source graphopt)" (or zsh_source,
     fish_source).

@@ -59,7 +59,7 @@ __all__ = ["optimize"]
     "--max-drop",
     type=float,
     callback=read_budget,
-    help="Largest loss of the metric, 0.01: one point.",
+    help="Largest loss of the metric, 0.01: one point. Default: any, it is only measured.",
 )
 @click.option("--target-latency", type=TEXT, help="As 0.5x (of the original's) or 3ms.")
 @click.option("--report", type=FILE, help="Directory for report.json and report.html.")

@@ -130,6 +130,7 @@ class PassManager:
         for row in _rows(self.stages):
             outcome = self._row(runner, row, outcome, request)
         _forget_notes(outcome.graph)
+        runner.watcher.started("measuring the result")
         return self._report(graph, before, outcome, gate, judge, request)
 
     def check(self, *, has_data: bool) -> None:

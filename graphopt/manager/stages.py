@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from graphopt.passbase import Context, Note, Pass, Promise
 from graphopt.recipe import Stage
 
 __all__ = ["Outcome", "PassFailure", "Runner", "Silent", "Watcher"]
+
+_LOG = logging.getLogger(__name__)
 
 _REQUEST_ERRORS = (DataError, NotFinite, RecipeError, TargetError)
 """Errors of the request: they end the run; all others end only the stage they occur in."""
@@ -160,6 +163,7 @@ class Runner:
                     size = trace.after = size_of(graph)
                     trace.modified = True
                     done.append(trace)
+                    _LOG.info("%s: %d -> %d nodes", step.name, trace.before.nodes, size.nodes)
                 if graph.revision == start:
                     break
         changed = {trace.step for trace in done} | without
@@ -192,6 +196,7 @@ class Runner:
         for place, step in enumerate(stage.passes):
             trace = _Trace(step, size, size)
             before = graph.clone()
+            _LOG.info("%s", spec(step))
             try:
                 context = self._call(trace, graph, best.graph, stage.passes[:place])
                 reference = step.reference(before, context)
@@ -216,6 +221,7 @@ class Runner:
         return Outcome(graph, size, (*best.records, *records))
 
     def _rolled_back(self, best: Outcome, records: list[PassRecord], why: str) -> Outcome:
+        _LOG.info("rolled back %s: %s", records[-1].name, why)
         failed = [
             replace(record, accepted=False, reason=record.reason or why) for record in records
         ]

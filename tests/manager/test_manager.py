@@ -277,3 +277,12 @@ def test_an_original_that_only_guesses_is_told(*, right: bool) -> None:
     told = [remark for remark in report.remarks if "no more than by guessing" in remark]
     assert bool(told) is not right
     assert report.to_json()["remarks"] == list(report.remarks)
+
+
+def test_passes_are_logged_as_they_go(caplog: pytest.LogCaptureFixture) -> None:
+    """A long run in a pipe shows nothing else."""
+    with caplog.at_level("INFO", "graphopt.manager"):
+        _run(DropIdentity(), Scale(factor=3.0), data=_images(), max_drop=0.01, metric="mse")
+    said = [record.getMessage() for record in caplog.records]
+    assert said[:2] == ["drop-identity: 6 -> 5 nodes", "scale{factor=3.0}"]
+    assert said[2].startswith("rolled back scale: mse drops by ")
