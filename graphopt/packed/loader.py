@@ -76,7 +76,7 @@ def session(
     options: ort.SessionOptions | None = None,
     providers: tuple[str, ...] = ("CPUExecutionProvider",),
 ) -> ort.InferenceSession:
-    """Load a packed model into ONNX Runtime, from memory."""
+    """Load a packed model into ONNX Runtime, from memory; `options` can serve no other model."""
     import onnxruntime as ort  # here, so that restoring needs numpy alone
 
     files, options = restore(source), options or ort.SessionOptions()
