@@ -110,13 +110,13 @@ def _parser() -> argparse.ArgumentParser:
 def _data(graph: Graph, options: argparse.Namespace) -> tuple[Dataset, Dataset]:
     """The rows that calibrate, drawn once for all tools, and those that measure."""
     specs = input_specs(graph)
-    whole = datasets.open(options.data, preprocess=options.preprocess, seed=0).bind(specs)
+    whole = datasets.open(options.data, specs, preprocess=options.preprocess, seed=0)
     order = np.random.default_rng(0).permutation(len(whole))
     calibrating = whole.select(order[: options.samples])
     if options.eval_data is None:
         return calibrating, whole.select(order[options.samples :])
-    measuring = datasets.open(options.eval_data, preprocess=options.preprocess, seed=0)
-    return calibrating, measuring.bind(specs)
+    measuring = datasets.open(options.eval_data, specs, preprocess=options.preprocess, seed=0)
+    return calibrating, measuring
 
 
 def _prepared(graph: Graph, model: Path, place: Path) -> dict[str, Path]:
