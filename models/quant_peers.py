@@ -34,6 +34,7 @@ import numpy as np
 import graphopt as go
 from graphopt import data as datasets
 from graphopt.data import Dataset, input_specs
+from graphopt.errors import RuntimeUnavailable
 from graphopt.ir import Graph
 from graphopt.runtime import BenchPlan, Session, bench
 from models.quant_programs import OPENED, PROGRAMS, STORED
@@ -147,6 +148,11 @@ def _measured(
         [python, "-c", STORED + PROGRAMS[tool], source, out, place / "rows.npz"]
     )
     name = options.model.stem
+    if not failed:
+        try:
+            Session.open(out).close()
+        except RuntimeUnavailable as error:
+            failed = str(error)[:200]
     if failed:
         nothing = float("nan")
         return Row(name, tool, options.samples, None, nothing, nothing, {}, nothing, cpu, peak,

@@ -23,6 +23,12 @@ __all__ = ["Corrected", "correct_biases", "correct_by_statistics"]
 
 Doubles = npt.NDArray[np.float64]
 
+_HELD = 1 << 28
+"""Bytes of tensors that are held of each network; what is not is computed again."""
+
+_BATCH = 8
+"""Larger batches are not faster, for the processor's caches, and take more memory."""
+
 
 @dataclass
 class Corrected:
@@ -44,10 +50,12 @@ class _Means:
         self._squares = 0.0
 
     def add(self, values: Array) -> None:
-        rows = np.moveaxis(values, self._axis, -1).reshape(-1, values.shape[self._axis])
-        self._sum = self._sum + rows.sum(axis=0, dtype=np.float64)
-        self._squares += float(np.square(rows, dtype=np.float64).mean()) * len(rows)
-        self._count += len(rows)
+        others = tuple(axis for axis in range(values.ndim) if axis != self._axis % values.ndim)
+        channels = values.shape[self._axis]
+        self._sum = self._sum + values.sum(axis=others, dtype=np.float64)
+        flat = values.reshape(-1)
+        self._squares += float(np.dot(flat, flat)) / channels
+        self._count += values.size // channels
 
     @property
     def mean(self) -> Doubles:
@@ -71,8 +79,8 @@ def correct_biases(
     From front to back: a layer is measured with all before it corrected. Outputs are compared
     before the activation.
     """
-    made = Frontier(graph, dataset, threads=threads)
-    wanted = Frontier(original, dataset, threads=threads)
+    made = Frontier(graph, dataset, limit=_HELD, batch=_BATCH, threads=threads)
+    wanted = Frontier(original, dataset, limit=_HELD, batch=_BATCH, threads=threads)
     references = noted_references(graph)
     found = Corrected()
     layers = find_stored_layers(graph)

@@ -28,10 +28,16 @@ class Frontier:
     """
 
     def __init__(
-        self, graph: Graph, dataset: Dataset, *, limit: int = 1 << 30, threads: int = 1
+        self,
+        graph: Graph,
+        dataset: Dataset,
+        *,
+        limit: int = 1 << 30,
+        batch: int = _BATCH,
+        threads: int = 1,
     ) -> None:
         self.graph, self.dataset = graph, dataset
-        self._limit, self._threads = limit, threads
+        self._limit, self._batch, self._threads = limit, batch, threads
         self._held: dict[str, list[np.ndarray]] = {}
         self._whole = bool(graph.functions) or any(
             next(iter(bodies(node)), None) is not None for node in graph.all_nodes()
@@ -56,7 +62,7 @@ class Frontier:
 
     def varied(self, graph: Graph, changed: Sequence[str]) -> Frontier:
         """A walk over a variant of the graph, which differs from these tensors on."""
-        other = Frontier(graph, self.dataset, limit=0, threads=self._threads)
+        other = Frontier(graph, self.dataset, limit=0, batch=self._batch, threads=self._threads)
         reached = _reached(graph, changed)
         other._held = {name: held for name, held in self._held.items() if name not in reached}
         return other
@@ -83,23 +89,23 @@ class Frontier:
 
     def _computed(self, missing: Sequence[str]) -> Iterator[_Values]:
         if not missing:
-            yield from ({} for _ in self.dataset.rows(_BATCH))
+            yield from ({} for _ in self.dataset.rows(self._batch))
             return
         if self._whole:
             yield from observe(
-                self.graph, missing, self.dataset, batch_size=_BATCH, threads=self._threads
+                self.graph, missing, self.dataset, batch_size=self._batch, threads=self._threads
             )
             return
         computed = [name for name in missing if name not in self.graph.inputs]
         sources = self._sources(computed)
         given = any(name in self.graph.inputs for name in (*sources, *missing))
-        none: Iterator[_Values] = ({} for _ in self.dataset.rows(_BATCH))
+        none: Iterator[_Values] = ({} for _ in self.dataset.rows(self._batch))
         with ExitStack() as loaded:
             session = None
             if computed:
                 piece = part(self.graph, sources, computed)
                 session = loaded.enter_context(Session.open(piece, threads=self._threads))
-            for number, feeds in enumerate(self.dataset.batches(_BATCH) if given else none):
+            for number, feeds in enumerate(self.dataset.batches(self._batch) if given else none):
                 fed = {n: feeds[n] if n in feeds else self._held[n][number] for n in sources}
                 found = session.run(fed) if session is not None else []
                 made = {**feeds, **dict(zip(computed, found, strict=True))}
