@@ -9,6 +9,7 @@ from graphopt.errors import RecipeError
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Need, Note, Pass, Promise
 from graphopt.quantize.correcting import Corrected, correct_biases, correct_by_statistics
+from graphopt.quantize.sensitivity import Errors, decibels
 
 __all__ = ["CorrectBias"]
 
@@ -20,7 +21,9 @@ class CorrectBias(Pass):
     Rounding weights and inputs shifts what a channel gives on average, and shifts add up from layer
     to layer. Over `samples` calibration inputs each layer with stored weights is compared with the
     original, before the activation and with all layers before it corrected; the mean difference
-    of each channel goes into its bias. Layers are found by the names of their outputs.
+    of each channel goes into its bias. Layers are found by the names of their outputs. Where the
+    network's outputs come out further from the original's than before, as where the errors of two
+    branches had cancelled, no bias is changed.
 
     `means` batch-norm needs no inputs: what rounding does to weights is multiplied by the means
     that the original's BatchNormalization expects. That is for layers whose input comes from one,
@@ -50,11 +53,23 @@ class CorrectBias(Pass):
         context.notes["left_alone"] = dict[str, Note](found.left_alone)
 
     def _measured(self, graph: Graph, context: Context) -> Corrected:
-        inputs = context.inputs(self, "means=inputs")
-        return correct_biases(
+        inputs = context.inputs(self, "means=inputs").take(self.samples)
+        errors = Errors.of(context.original, inputs, context.threads)
+        before, kept = errors.relative(graph), graph.clone()
+        found = correct_biases(
             graph,
             context.original,
-            inputs.take(self.samples),
+            inputs,
             threads=context.threads,
             progress=lambda part: context.progress("correcting biases", part),
         )
+        after = errors.relative(graph)
+        context.notes["output_error"] = {"before": before, "corrected": after}
+        if after <= before:
+            return found
+        graph.adopt(kept)
+        context.notes["remark"] = (
+            f"biases stay, for the outputs would be {decibels(after):.1f} instead of "
+            f"{decibels(before):.1f} dB from the original's"
+        )
+        return Corrected(left_alone=found.left_alone)

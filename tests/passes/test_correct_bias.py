@@ -172,6 +172,28 @@ def test_moments_of_a_clamped_normal(low: float, high: float) -> None:
     np.testing.assert_allclose(found.variance, values.var(0), atol=0.03)
 
 
+def test_errors_that_cancel_are_left_to_do_so() -> None:
+    """Both branches are off by the same, but only one of them has a bias to correct."""
+    original = Graph.load(
+        parse(
+            """twins (float[N,8,8,8] x) => (float[N,24,8,8] y)
+            <float[24,8,3,3] w, float[24,8,3,3] v, float[24] b> {
+                p = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w, b)
+                q = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, v)
+                y = Sub(p, q)
+            }"""
+        )
+    )
+    original.set_constant("v", original.constants()["w"])
+    graph, context = original.clone(), Context(original=original, calibration=data())
+    QuantizeWeights(bits=4, block=0).run(graph, context)
+    before = graph.content_hash()
+    CorrectBias().run(graph, context)
+    assert graph.content_hash() == before
+    assert "biases stay" in str(context.notes["remark"])
+    assert not context.notes["shifts"]
+
+
 def test_bad_options() -> None:
     with pytest.raises(RecipeError, match="samples must be at least 1"):
         CorrectBias(samples=0)
