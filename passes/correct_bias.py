@@ -20,10 +20,10 @@ class CorrectBias(Pass):
 
     Rounding weights and inputs shifts what a channel gives on average, and shifts add up from layer
     to layer. Over `samples` calibration inputs each layer with stored weights is compared with the
-    original, before the activation and with all layers before it corrected; the mean difference
-    of each channel goes into its bias. Layers are found by the names of their outputs. Where the
-    network's outputs come out further from the original's than before, as where the errors of two
-    branches had cancelled, no bias is changed.
+    original, before the activation, behind the sum where it is added to a shortcut, and with all
+    layers before it corrected; the mean difference of each channel goes into its bias. Layers are
+    found by the names of their outputs. Where the network's outputs come out further from the
+    original's than before, as where errors of two branches had cancelled, no bias is changed.
 
     `means` batch-norm needs no inputs: what rounding does to weights is multiplied by the means
     that the original's BatchNormalization expects. That is for layers whose input comes from one,

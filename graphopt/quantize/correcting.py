@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from graphopt.data import Dataset
 from graphopt.ir import Array, Graph
 from graphopt.quantize.expecting import expect
-from graphopt.quantize.references import noted_references
+from graphopt.quantize.references import Reference, noted_references
 from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, write_bias
 from graphopt.quantize.targets import Target, find_target
 from graphopt.refit.frontier import Frontier
@@ -77,7 +78,7 @@ def correct_biases(
     """Shift the bias of each layer with stored weights so that the means of its outputs stay.
 
     From front to back: a layer is measured with all before it corrected. Outputs are compared
-    before the activation.
+    before the activation; where a shortcut is added before it, behind the sum.
     """
     made = Frontier(graph, dataset, limit=_HELD, batch=_BATCH, threads=threads)
     wanted = Frontier(original, dataset, limit=_HELD, batch=_BATCH, threads=threads)
@@ -92,18 +93,49 @@ def correct_biases(
         if bias is None or isinstance(target, str):
             found.left_alone[name] = "it has no bias" if isinstance(target, Target) else target
             continue
-        shift, power = _mean_error(made, wanted, layer, target)
+        shift, power = _mean_error(made, wanted, layer, *_compared(graph, original, layer, target))
         write_bias(graph, layer, bias + shift)
-        made.forget([name])
+        made.forget_behind([name])
         found.shifts[name] = float(np.abs(shift).max() / max(np.sqrt(power), 1e-30))
     return found
 
 
+def _compared(
+    graph: Graph, original: Graph, layer: StoredLayer, target: Target
+) -> tuple[str, Target]:
+    """The tensors to compare: what the layer gives, or the sum with the shortcut it is added to.
+
+    Means of shortcuts are off as well, which would add up from block to block.
+    """
+    name = layer.layer.output
+    ours, theirs = _sum(graph, name), _sum(original, target.tensor)
+    plain = not target.reference.divisors and (target.low, target.high) == (-math.inf, math.inf)
+    if ours is None or theirs is None or not plain:
+        return name, target
+    shape = original.shape(target.tensor)
+    if shape is None or original.shape(theirs) != shape or graph.shape(ours) != graph.shape(name):
+        return name, target
+    return ours, replace(target, tensor=theirs, reference=Reference(theirs, {}))
+
+
+def _sum(graph: Graph, tensor: str) -> str | None:
+    """The sum with another computed tensor that alone reads this one, rounding aside."""
+    while len(readers := graph.consumers(tensor)) == 1 and tensor not in graph.outputs:
+        (reader,) = readers
+        tensor = str(reader.outputs[0].name)
+        if is_op(reader, "Add"):
+            computed = all(graph.constant(entry.name) is None for entry in reader.inputs)
+            return tensor if computed else None
+        if not is_op(reader, "QuantizeLinear", "DequantizeLinear"):
+            return None
+    return None
+
+
 def _mean_error(
-    made: Frontier, wanted: Frontier, layer: StoredLayer, target: Target
+    made: Frontier, wanted: Frontier, layer: StoredLayer, name: str, target: Target
 ) -> tuple[Doubles, float]:
     """How much each channel is too low on average, and the mean square of the original."""
-    axis, name = layer.layer.channel_axis, layer.layer.output
+    axis = layer.layer.channel_axis
     ours, theirs = _Means(axis), _Means(axis)
     pairs = zip(made.batches([name]), wanted.batches([target.tensor]), strict=True)
     for found, original in pairs:

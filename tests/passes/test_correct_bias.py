@@ -63,7 +63,7 @@ def test_means_are_those_of_the_original(static: bool) -> None:
         QuantizeStatic(pays=False, least_db=None).run(graph, context)
     else:
         QuantizeWeights(bits=4, block=0).run(graph, context)
-    layers = {"q_f" if static else "p": "p", "r_f" if static else "r": "r"}
+    layers = {"q_f" if static else "p": "p", "t_f" if static else "s": "s"}
     before = mean_errors(graph, original, layers)
     CorrectBias().run(graph, context)
     assert_valid(graph)
