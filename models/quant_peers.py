@@ -25,7 +25,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -120,20 +120,20 @@ def _data(graph: Graph, options: argparse.Namespace) -> tuple[Dataset, Dataset]:
     return calibrating, measuring
 
 
-def _prepared(graph: Graph, model: Path, place: Path) -> dict[str, Path]:
-    """The model as each side's own preparation leaves it."""
+def _prepared(graph: Graph, model: Path, place: Path) -> Callable[[str], Path]:
+    """From a tool to the model as that side's own preparation leaves it."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     ours, theirs = place / "ours.onnx", place / "theirs.onnx"
     go.PassManager(["lossless"]).run(graph, measure=False).graph.save(ours)
     quant_pre_process(str(model), str(theirs), skip_symbolic_shape=True)
-    return {"graphopt": ours, "ort": theirs, "nncf": theirs, "neural": theirs}
+    return lambda tool: ours if tool.startswith("graphopt") else theirs
 
 
 def _measured(
     graph: Graph,
     tool: str,
-    prepared: Mapping[str, Path],
+    prepared: Callable[[str], Path],
     evaluated: Dataset,
     options: argparse.Namespace,
     place: Path,
@@ -143,9 +143,8 @@ def _measured(
     out = place / f"{tool}.onnx"
     pythons = dict(entry.split("=", 1) for entry in options.peer_python)
     python = pythons.get(tool, sys.executable)
-    source = prepared[tool.split("-")[0]]
     cpu, peak, failed = _run(
-        [python, "-c", STORED + PROGRAMS[tool], source, out, place / "rows.npz"]
+        [python, "-c", STORED + PROGRAMS[tool], prepared(tool), out, place / "rows.npz"]
     )
     name = options.model.stem
     if not failed:
@@ -192,7 +191,7 @@ def _memory(options: argparse.Namespace) -> None:
             first = None
             for count in options.memory:
                 command = [sys.executable, "-c", OPENED + PROGRAMS[tool],
-                           prepared[tool.split("-")[0]], Path(folder) / "out.onnx",
+                           prepared(tool), Path(folder) / "out.onnx",
                            options.data, options.preprocess or "", count]  # fmt: skip
                 cpu, peak, failed = _run(command)
                 first = first or peak
