@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.ir import Array, Edit, Graph, remade
 from graphopt.passbase import Context, Pass, Promise
 from graphopt.rewrite import rewrite
 from graphopt.rewrite.matching import integers
@@ -90,8 +90,4 @@ def constant_slice(graph: Graph, node: gs.Node) -> Edit | None:
 
 def _with_inputs(node: gs.Node, arrays: dict[int, Array]) -> Edit:
     """The same node with some inputs constant; in a new target 0 means the input's own size."""
-    inputs = tuple(arrays.get(i, tensor.name) for i, tensor in enumerate(node.inputs))
-    outputs = tuple(tensor.name for tensor in node.outputs)
-    attrs = {key: value for key, value in node.attrs.items() if key != "allowzero"}
-    new = NewNode(node.op, inputs, outputs, attrs, name=node.name)
-    return Edit(remove=(node,), add=(new,))
+    return Edit(remove=(node,), add=(remade(node, arrays, {"allowzero": None}),))

@@ -11,10 +11,9 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from graphopt.coupling.naming import matching_names
-from graphopt.coupling.prepare import remade
 from graphopt.coupling.units import note_units
 from graphopt.errors import DataError, ModelError, RecipeError
-from graphopt.ir import Edit, Graph, NewNode
+from graphopt.ir import Edit, Graph, NewNode, remade
 from graphopt.passbase import Context, Need, Pass, Promise
 from graphopt.rewrite.affine import constant_affine
 from graphopt.rewrite.linear import LINEAR_OPS, linear_layer

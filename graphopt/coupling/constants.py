@@ -19,9 +19,8 @@ from graphopt.coupling.axes import Fixed
 from graphopt.coupling.families import Coupling, couple
 from graphopt.coupling.levels import Level, find_levels, is_padded
 from graphopt.coupling.masking import MASKS
-from graphopt.coupling.prepare import remade
 from graphopt.coupling.removal import Kept, plan_without, remove
-from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.ir import Array, Edit, Graph, NewNode, remade
 
 __all__ = ["Absorbed", "absorb_constants"]
 

@@ -17,12 +17,11 @@ import onnx_graphsurgeon as gs
 from graphopt.cost import operator
 from graphopt.coupling.axes import Axis, Fixed
 from graphopt.coupling.families import Coupling
-from graphopt.coupling.prepare import remade
 from graphopt.coupling.products import einsum_terms
 from graphopt.coupling.removal import Plan, kept_components
 from graphopt.coupling.repairs import Shrunk
 from graphopt.errors import EditError
-from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.ir import Array, Edit, Graph, NewNode, remade
 
 __all__ = ["MASKS", "mask"]
 

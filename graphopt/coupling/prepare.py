@@ -18,9 +18,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.coupling.sizes import Sizes
-from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.ir import Edit, Graph, NewNode, remade
 
-__all__ = ["prepare", "remade"]
+__all__ = ["prepare"]
 
 
 def prepare(graph: Graph) -> None:
@@ -152,25 +152,3 @@ def _unshare(graph: Graph) -> Iterator[Edit]:
 
 def _top(graph: Graph) -> gs.Graph:
     return next(graph.scopes())
-
-
-def remade(
-    node: gs.Node,
-    inputs: Mapping[int, Array],
-    attributes: Mapping[str, object | None] | None = None,
-) -> NewNode:
-    """A node again, with constants in place of some inputs (or after them), and new attributes."""
-    names: list[str | Array] = [tensor.name for tensor in node.inputs]
-    for place, array in sorted(inputs.items()):
-        while len(names) <= place:
-            names.append("")
-        names[place] = array
-    changed = {**node.attrs, **(attributes or {})}
-    return NewNode(
-        node.op,
-        tuple(names),
-        tuple(tensor.name for tensor in node.outputs),
-        {key: value for key, value in changed.items() if value is not None},
-        node.domain or "",
-        node.name,
-    )

@@ -11,10 +11,9 @@ import numpy.typing as npt
 from graphopt.cost import operator
 from graphopt.coupling.axes import Fixed
 from graphopt.coupling.families import Coupling, Family
-from graphopt.coupling.prepare import remade
 from graphopt.coupling.repairs import REPAIRS, Shrunk
 from graphopt.errors import EditError
-from graphopt.ir import Array, Edit, Graph
+from graphopt.ir import Array, Edit, Graph, remade
 
 __all__ = ["Kept", "Plan", "kept_components", "plan_without", "remove"]
 

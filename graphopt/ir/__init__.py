@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphopt.ir.edit import Edit, NewNode
+from graphopt.ir.edit import Edit, NewNode, remade
 from graphopt.ir.extract import constant_part, part
 from graphopt.ir.graph import Graph
 from graphopt.ir.normalise import fold_integers, integer_values, is_uniform
@@ -30,5 +30,6 @@ __all__ = [
     "is_uniform",
     "known_array",
     "part",
+    "remade",
     "rename_values",
 ]

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir.reading import Array
 
-__all__ = ["Edit", "NewNode"]
+__all__ = ["Edit", "NewNode", "remade"]
 
 
 @dataclass(frozen=True)
@@ -41,3 +41,25 @@ class Edit:
     replace: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Array] = field(default_factory=dict)
     scope_of: gs.Node | None = None
+
+
+def remade(
+    node: gs.Node,
+    inputs: Mapping[int, str | Array],
+    attributes: Mapping[str, object | None] | None = None,
+) -> NewNode:
+    """A node again, with other inputs at some places (or after them), and new attributes."""
+    names: list[str | Array] = [tensor.name for tensor in node.inputs]
+    for place in sorted(inputs):
+        while len(names) <= place:
+            names.append("")
+        names[place] = inputs[place]
+    changed = {**node.attrs, **(attributes or {})}
+    return NewNode(
+        node.op,
+        tuple(names),
+        tuple(tensor.name for tensor in node.outputs),
+        {key: value for key, value in changed.items() if value is not None},
+        node.domain or "",
+        node.name,
+    )

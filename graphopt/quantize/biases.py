@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.ir import Array, Edit, Graph, NewNode, remade
 from graphopt.quantize.grid import BIAS, Floats, Grid
-from graphopt.quantize.stored_layers import read_grid, step_of, with_inputs
+from graphopt.quantize.stored_layers import read_grid, step_of
 from graphopt.rewrite.matching import is_op
 
 __all__ = ["restep_biases", "store_bias"]
@@ -27,7 +27,7 @@ def store_bias(
     codes, scale, back = (graph.fresh(f"{stem}_{part}") for part in ("q", "scale", "dq"))
     read = NewNode("DequantizeLinear", (codes, scale), (back,), {"axis": 0})
     constants: dict[str, Array] = {codes: stored.quantize(values), scale: stored.scale}
-    add = read, with_inputs(node, {2: back})
+    add = read, remade(node, {2: back})
     graph.apply(Edit(remove=(node,), add=add, constants=constants))
 
 

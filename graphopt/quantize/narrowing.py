@@ -8,11 +8,11 @@ from functools import reduce
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.ir import Array, Edit, Graph, NewNode, remade
 from graphopt.quantize.calibrators import shrunk_grid
 from graphopt.quantize.grid import UINT4, UINT8, Format, Grid
 from graphopt.quantize.observed import Observed
-from graphopt.quantize.stored_layers import format_of, with_inputs
+from graphopt.quantize.stored_layers import format_of
 from graphopt.rewrite.matching import is_op
 
 __all__ = [
@@ -103,7 +103,7 @@ def _round_again(graph: Graph, layers: Sequence[gs.Node], hint: str, grid: Grid)
             codes, read[name] = graph.fresh(f"{name}_narrow_q"), graph.fresh(f"{name}_narrow")
             nodes.append(NewNode("QuantizeLinear", (name, scale, zero), (codes,)))
             nodes.append(NewNode("DequantizeLinear", (codes, scale, zero), (read[name],)))
-        nodes.append(with_inputs(layer, {0: read[name]}))
+        nodes.append(remade(layer, {0: read[name]}))
     constants: dict[str, Array] = {scale: grid.scale, zero: grid.zero}
     graph.apply(Edit(remove=tuple(layers), add=tuple(nodes), constants=constants))
     return scale
@@ -131,7 +131,7 @@ def widen_activations(graph: Graph, scales: Sequence[str]) -> None:
         for node in [n for n in graph.consumers(scale) if is_op(n, "QuantizeLinear")]:
             data, clipped = str(node.inputs[0].name), graph.fresh(f"{node.inputs[0].name}_held")
             clip = NewNode("Clip", (data, *bounds), (clipped,))
-            graph.apply(Edit(remove=(node,), add=(clip, with_inputs(node, {0: clipped}))))
+            graph.apply(Edit(remove=(node,), add=(clip, remade(node, {0: clipped}))))
         graph.set_constant(zero, origin.astype(UINT8.dtype))
     graph.reshape_notice()
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.ir import Array, Edit, Graph, NewNode, remade
 from graphopt.quantize.biases import restep_biases, store_bias
 from graphopt.quantize.grid import BIAS, INT4, INT8, Floats, Format, Grid
 from graphopt.quantize.narrowing import activation_grids
 from graphopt.quantize.portability import portable_bounds, saturating
 from graphopt.quantize.scales import fit_grid
-from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, step_of, with_inputs
+from graphopt.quantize.stored_layers import StoredLayer, find_stored_layers, step_of
 
 __all__ = [
     "Opened",
@@ -82,7 +82,7 @@ def _open(graph: Graph, layer: StoredLayer, form: Format) -> Opened:
         bias = graph.fresh(f"{read.bias}_float")
         constants[bias] = layer.bias.values(graph).reshape(-1)
         removed += [layer.bias.reader, read.node]
-        nodes.append(with_inputs(read.node, {2: bias}))
+        nodes.append(remade(read.node, {2: bias}))
     graph.apply(Edit(remove=tuple(removed), add=tuple(nodes), constants=constants))
     portable = not saturating(grid.quantize(values), channels).any()
     return Opened(read.output, weight, scale, zero, form, channels, bias, portable)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,6 @@ __all__ = [
     "read_grid",
     "step_of",
     "unfit_layers",
-    "with_inputs",
     "write_bias",
 ]
 
@@ -219,10 +217,3 @@ def step_of(graph: Graph, name: str) -> float | None:
         return None
     scale = graph.constant(reader.inputs[1].name)
     return None if scale is None or scale.size != 1 else float(np.asarray(scale).reshape(()))
-
-
-def with_inputs(node: gs.Node, inputs: Mapping[int, str]) -> NewNode:
-    """The node again, with other tensors at some places."""
-    names = tuple(inputs.get(i, str(tensor.name)) for i, tensor in enumerate(node.inputs))
-    outputs = tuple(str(tensor.name) for tensor in node.outputs)
-    return NewNode(node.op, names, outputs, dict(node.attrs), node.domain or "", node.name)
