@@ -64,15 +64,18 @@ class _Codes:
         return sums[places]
 
     def spread(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight with its values' means: rounding must not part what is equal."""
-        places = self.places.to(weight.device)
+        """The weight with its values' means: rounding must not part what is equal.
+
+        An element that another hook has just pruned has no value any more.
+        """
+        places, there = self.places.to(weight.device), weight != 0
         sums = torch.zeros(self.count, dtype=torch.float64, device=weight.device)
         sums.index_add_(0, places.reshape(-1), weight.reshape(-1).double())
-        counts = torch.bincount(places.reshape(-1), minlength=self.count)
+        counts = torch.bincount(places[there], minlength=self.count)
         values = (sums / counts.clamp(min=1)).to(weight.dtype)
         if self.zero >= 0:
             values[self.zero] = 0
-        return values[places]
+        return values[places] * there
 
 
 @dataclass

@@ -109,6 +109,22 @@ def test_levels_are_exact_in_the_end(kind: type[Ramp] | type[Surgery]) -> None:
     )
 
 
+def test_ramp_leaves_shared_values_shared_and_large() -> None:
+    """What it prunes of a value's elements must not pull the others to zero."""
+    graph = perceptron()
+    books = {name: fit_codebook(_array(graph, name), 2) for name in _NAMES}
+    for name, book in books.items():
+        graph.set_constant(name, book.weight())
+    keep_weights(graph, shared=_NAMES)
+    _train(graph, _PLAN, Ramp(_NAMES, 0.5, "uniform", 0.3, interval=1))
+    for name, book in books.items():
+        now = _array(graph, name)
+        values = [set(now[book.codes == place]) - {0.0} for place in range(len(book.values))]
+        assert (now == 0).mean() == 0.5
+        assert all(len(found) <= 1 for found in values)
+        assert np.abs(now[now != 0]).min() > 0.1
+
+
 def test_ramp_is_cubic() -> None:
     """The level after each step is Zhu & Gupta's; it never falls."""
     graph, levels = perceptron(), list[tuple[float, float]]()
