@@ -101,7 +101,9 @@ class Context:
         if why:
             first, *others = why
             more = f"; so are {len(others)} others" if others else ""
-            self.notes["remark"] = f"{first!r} is left as it was, {why[first]}{more}"
+            told = f"{first!r} is left as it was, {why[first]}{more}"
+            before = self.notes.get("remark")
+            self.notes["remark"] = f"{before}; {told}" if before else told
 
     def record(self, log: RewriteLog) -> None:
         """Note how often each rule was applied, and what was refused and why."""

@@ -63,8 +63,8 @@ class PruneAndRefit(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         inputs = context.inputs(self)
-        chosen = choose_weights(graph, self.weights, self.name)
-        reports, left_alone = sparsify(
+        chosen, left_alone = choose_weights(graph, self.weights, self.name)
+        reports, unsolvable = sparsify(
             graph,
             chosen,
             inputs.take(self.samples),
@@ -76,4 +76,4 @@ class PruneAndRefit(Pass):
         context.notes["layers"] = {
             name: dict[str, Note](asdict(report)) for name, report in reports.items()
         }
-        context.left_alone(left_alone)
+        context.left_alone({**left_alone, **unsolvable})

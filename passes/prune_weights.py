@@ -137,17 +137,18 @@ class PruneWeights(Guided, Pass):
         return frozenset({Need.TRAINING} | ({Need.LABELS} if self.learn == "labels" else set()))
 
     def run(self, graph: Graph, context: Context) -> None:
-        chosen = choose_weights(graph, self.weights, self.name)
+        chosen, left_alone = choose_weights(graph, self.weights, self.name)
         if self.course != "one-shot":
             context.inputs(self, f"course={self.course}")
         if self.course in ("ramp", "surgery"):
             self._while_training(graph, context, tuple(chosen))
         elif self.course == "one-shot":
-            self._prune(graph, tuple(chosen), 1.0, context)
+            self._prune(graph, tuple(chosen), 1.0)
         else:
             self._by_rounds(graph, context, tuple(chosen))
         keep_weights(graph, pruned=chosen)
         context.notes["sparsity"] = _sparsities(graph, tuple(chosen))
+        context.left_alone({**left_alone, **self._undivided(graph, chosen)})
 
     def _by_rounds(self, graph: Graph, context: Context, names: tuple[str, ...]) -> None:
         """Prune and train in turn; a rewound network is trained before, too."""
@@ -156,35 +157,42 @@ class PruneWeights(Guided, Pass):
             self._train(graph, context, self._plan(), ())
         steps = self.steps or (_STEPS if self.groups is None else 1)
         for step in range(1, steps + 1):
-            self._prune(graph, names, step / steps, context)
+            self._prune(graph, names, step / steps)
             if self.course == "rewind":
                 _rewind(graph, start, names)
             keep_weights(graph, pruned=names)
             self._train(graph, context, self._plan(), ())
 
-    def _prune(self, graph: Graph, names: tuple[str, ...], way: float, context: Context) -> None:
+    def _prune(self, graph: Graph, names: tuple[str, ...], way: float) -> None:
         """Prune so far that equal shares of what is left each time lead to the sparsity."""
         weights = {name: _constant(graph, name) for name in names}
         if self.sparsity is not None:
             kept = kept_at(weights, 1 - (1 - self.sparsity) ** way, self.allocation)
         else:
-            kept = self._in_groups(graph, weights, context)
+            kept = self._in_groups(graph, weights)
         for name, mask in kept.items():
             graph.set_constant(name, np.where(mask, weights[name], weights[name].dtype.type(0)))
 
-    def _in_groups(
-        self, graph: Graph, weights: Mapping[str, Array], context: Context
-    ) -> dict[str, np.ndarray]:
+    def _in_groups(self, graph: Graph, weights: Mapping[str, Array]) -> dict[str, np.ndarray]:
         keep, size = _group(self.groups or "", self.name)
-        kept, alone = {}, dict[str, Note]()
-        for name, weight in weights.items():
-            axis = depth_axis(graph, name)
-            if weight.shape[axis] % size:
-                alone[name] = f"its {weight.shape[axis]} inputs are no multiple of {size}"
-            else:
-                kept[name] = in_groups(weight, axis, keep, size)
-        context.notes["left_alone"] = alone
-        return kept
+        undivided = self._undivided(graph, weights)
+        return {
+            name: in_groups(weight, depth_axis(graph, name), keep, size)
+            for name, weight in weights.items()
+            if name not in undivided
+        }
+
+    def _undivided(self, graph: Graph, weights: Mapping[str, Array]) -> dict[str, str]:
+        """Why weights cannot be pruned in groups."""
+        if self.groups is None:
+            return {}
+        _, size = _group(self.groups, self.name)
+        widths = {n: weight.shape[depth_axis(graph, n)] for n, weight in weights.items()}
+        return {
+            name: f"its {width} inputs are no multiple of {size}"
+            for name, width in widths.items()
+            if width % size
+        }
 
     def _while_training(self, graph: Graph, context: Context, names: tuple[str, ...]) -> None:
         assert self.sparsity is not None, "a ramp goes to a sparsity"

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from graphopt.errors import RecipeError
 from graphopt.ir import Array, Graph
-from graphopt.passbase import Context, Note, Pass, Promise
+from graphopt.passbase import Context, Pass, Promise
 from graphopt.sparse import Codebook, choose_weights, fit_codebook, keep_weights
 
 __all__ = ["ShareWeights"]
@@ -45,18 +45,16 @@ class ShareWeights(Pass):
             raise RecipeError(f"{self.name}: error must be above 0 and below 1, got {self.error}")
 
     def run(self, graph: Graph, context: Context) -> None:
-        chosen = choose_weights(graph, self.weights, self.name)
+        chosen, left_alone = choose_weights(graph, self.weights, self.name)
         books = self._books(chosen)
         for name, book in books.items():
             graph.set_constant(name, book.weight())
-        if books:
-            keep_weights(graph, shared=books)
+        keep_weights(graph, shared=books)
         context.notes["layers"] = {
             name: {"values": len(book.values), "error": book.error} for name, book in books.items()
         }
-        context.notes["left_alone"] = dict[str, Note](
-            {name: "it is smaller than its codebook" for name in chosen if name not in books}
-        )
+        small = {n: "it is smaller than its codebook" for n in chosen if n not in books}
+        context.left_alone({**left_alone, **small})
 
     def _books(self, chosen: Mapping[str, Array]) -> dict[str, Codebook]:
         books = {}

@@ -8,12 +8,15 @@ import numpy as np
 
 from graphopt.coupling.naming import matching_names
 from graphopt.errors import RecipeError
-from graphopt.ir import Array, Graph
+from graphopt.ir import Array, Graph, is_uniform
 from graphopt.rewrite.matching import is_op
 
-__all__ = ["choose_weights", "depth_axis", "find_weights"]
+__all__ = ["choose_weights", "depth_axis", "find_weights", "stored_as"]
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_STORES = ("Cast", "DequantizeLinear", "Gather", "QuantizeLinear")
+"""Operators that a stored weight goes through, as their first input."""
+_MOST_REASONS = 3
 
 
 def find_weights(graph: Graph) -> tuple[dict[str, Array], dict[str, str]]:
@@ -28,13 +31,21 @@ def find_weights(graph: Graph) -> tuple[dict[str, Array], dict[str, str]]:
     reasons: dict[str, str] = {}
     for name in names:
         array = graph.constant(name)
-        if array is None or array.ndim < 2 or array.dtype.kind != "f":
+        if array is None and stored_as(graph, name) is not None:
+            reasons[name] = "it is stored as codes or in another type"
+        if array is None or array.ndim < 2 or array.dtype.kind not in "fV":
             continue
         others = [node for node in graph.consumers(name) if not is_op(node, *_LAYERS)]
         if others:
             reasons[name] = f"{others[0].op} {others[0].name!r} reads it too"
         elif graph.is_output(name):
             reasons[name] = "it is an output"
+        elif array.dtype.kind == "V":
+            reasons[name] = f"it is {array.dtype.name}"
+        elif not array.size:
+            reasons[name] = "it is empty"
+        elif is_uniform(array):
+            reasons[name] = "its file holds one number for all of it"
         elif not np.isfinite(array).all():
             reasons[name] = "it is not finite"
         else:
@@ -42,8 +53,13 @@ def find_weights(graph: Graph) -> tuple[dict[str, Array], dict[str, str]]:
     return found, reasons
 
 
-def choose_weights(graph: Graph, patterns: Sequence[str], who: str) -> Mapping[str, Array]:
-    """The weights that patterns name; raises RecipeError, by `who`, if there are none."""
+def choose_weights(
+    graph: Graph, patterns: Sequence[str], who: str
+) -> tuple[Mapping[str, Array], Mapping[str, str]]:
+    """The weights that patterns name, and why others that they name are left alone.
+
+    Raises RecipeError, by `who`, if there are none.
+    """
     found, reasons = find_weights(graph)
     for pattern in patterns:
         if not matching_names([*found, *reasons], (pattern.removeprefix("!"),)):
@@ -51,9 +67,20 @@ def choose_weights(graph: Graph, patterns: Sequence[str], who: str) -> Mapping[s
             raise RecipeError(f"{who}: no weight is called {pattern!r}; there are {known}")
     chosen = {name: found[name] for name in matching_names(found, patterns)}
     if not chosen:
-        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        why = "; ".join(f"{name}: {reason}" for name, reason in [*reasons.items()][:_MOST_REASONS])
         raise RecipeError(f"{who}: there is no weight to work on{f' ({why})' if why else ''}")
-    return chosen
+    return chosen, {name: reasons[name] for name in matching_names(reasons, patterns)}
+
+
+def stored_as(graph: Graph, name: str) -> str | None:
+    """The constant that a weight is or is computed from: a codebook, integers, half floats."""
+    maker = graph.producer(name) if name in graph else None
+    if maker is None:
+        return None if graph.constant(name) is None else name
+    if not is_op(maker, *_STORES):
+        return None
+    sources = [stored_as(graph, str(tensor.name)) for tensor in maker.inputs]
+    return None if None in sources else sources[0]
 
 
 def depth_axis(graph: Graph, name: str) -> int:

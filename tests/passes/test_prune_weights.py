@@ -96,6 +96,38 @@ def test_nothing_to_prune() -> None:
         )
 
 
+def test_what_is_left_alone_is_told() -> None:
+    """Computed from codes, read by others, empty, of a type that is not computed with."""
+    text = """g (float[N,6] x, bfloat16[N,6] s) => (float[N,6] y, bfloat16[N,2] z)
+        <float[6,6] t, float16[6,6] h, float[6,0] e, float[0,6] f, float[6,6] u, bfloat16[6,2] b> {
+        a = MatMul(x, t)  c = Abs(t)  d = Add(a, c)
+        w = Cast<to=1>(h)  i = MatMul(d, w)
+        j = MatMul(i, e)  k = MatMul(j, f)
+        l = Add(i, k)  y = MatMul(l, u)  z = MatMul(s, b) }"""
+    graph = Graph.load(parse(text))
+    context = Context(original=graph)
+    PruneWeights(sparsity=0.5).run(graph, context)
+    reasons = {
+        "t": "Abs '' reads it too",
+        "w": "it is stored as codes or in another type",
+        "e": "it is empty",
+        "f": "it is empty",
+        "b": "it is bfloat16",
+    }
+    assert context.notes["left_alone"] == reasons
+    assert context.notes["remark"] == "'t' is left as it was, Abs '' reads it too; so are 4 others"
+    with pytest.raises(RecipeError, match="no weight to work on"):
+        PruneWeights(sparsity=0.5, weights=("t",)).run(graph, Context(original=graph))
+
+
+def test_groups_that_do_not_divide_are_told() -> None:
+    graph = Graph.load(parse(_NET))
+    context = Context(original=graph)
+    PruneWeights(groups="2:4").run(graph, context)
+    assert context.notes["left_alone"] == {"c": "its 3 inputs are no multiple of 4"}
+    assert context.notes["remark"] == "'c' is left as it was, its 3 inputs are no multiple of 4"
+
+
 def test_pruned_already_changes_nothing() -> None:
     once = apply_pass(parse(_NET), PruneWeights(sparsity=0.6)).to_model()
     assert_same_outputs(once, apply_pass(once, PruneWeights(sparsity=0.3)), tolerance=0)

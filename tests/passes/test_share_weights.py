@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from graphopt import train
@@ -16,6 +17,7 @@ from graphopt.passbase import Context
 from graphopt.sparse import kept_weights
 from passes.prune_weights import PruneWeights
 from passes.share_weights import ShareWeights
+from passes.store_codebooks import StoreCodebooks
 from tests.asserting import apply_pass, assert_valid, parse
 from tests.train.networks import ALONE, QUICK, vectors
 
@@ -75,7 +77,19 @@ def test_layer_smaller_than_its_codebook_is_left_alone() -> None:
     context = Context(original=graph.clone())
     ShareWeights(bits=4).run(graph, context)
     assert set(context.notes["left_alone"] or ()) == {"w", "u"}  # type: ignore[arg-type]
+    assert str(context.notes["remark"]).endswith("smaller than its codebook; so are 1 others")
     assert graph.fingerprint() == context.original.fingerprint()
+
+
+def test_weight_of_one_number_stays_as_small_as_it_is() -> None:
+    model = parse("""g (float[N,90] x) => (float[N,90] y) <int64[2] s> {
+        w = ConstantOfShape<value=float[1] {0.5}>(s)  y = MatMul(x, w) }""")
+    sizes = onnx.numpy_helper.from_array(np.array([90, 90], np.int64), "s")
+    model.graph.initializer[0].CopyFrom(sizes)
+    for step in (ShareWeights(bits=3), PruneWeights(sparsity=0.5)):
+        with pytest.raises(RecipeError, match="its file holds one number for all of it"):
+            apply_pass(model, step)
+    assert len(apply_pass(model, StoreCodebooks()).to_bytes()) < 400
 
 
 def test_training_moves_the_values_and_keeps_the_codes() -> None:
