@@ -13,6 +13,7 @@ from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.quantize.grid import BIAS, Grid
 from graphopt.quantize.placement import Unit
 from graphopt.quantize.plan import Plan
+from graphopt.sparse import pass_notes_on
 
 __all__ = ["insert"]
 
@@ -21,7 +22,9 @@ def insert(graph: Graph, plan: Plan) -> None:
     """Put a plan's units on integers."""
     if not plan.placement.units:
         return
-    graph.apply(_Insertion(graph, plan).edit())
+    insertion = _Insertion(graph, plan)
+    graph.apply(insertion.edit())
+    pass_notes_on(graph, insertion.heirs)
     graph.prune()
 
 
@@ -37,6 +40,11 @@ class _Insertion:
         self._read_as: dict[str, str] = {}
         self._stored: dict[tuple[str, int], str] = {}
         self._ends: dict[int, tuple[str, ...]] = {}
+
+    @property
+    def heirs(self) -> dict[str, str]:
+        """What stored constants are read as, and their names."""
+        return {target: name for (name, _), target in self._stored.items()}
 
     def edit(self) -> Edit:
         units = self._plan.placement.units

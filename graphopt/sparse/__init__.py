@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphopt.sparse.codebooks import Codebook, fit_codebook
 from graphopt.sparse.levels import ALLOCATIONS, Allocation, in_groups, kept_at
-from graphopt.sparse.notes import Kept, keep_weights, kept_weights
+from graphopt.sparse.notes import Kept, keep_weights, kept_weights, pass_notes_on
 from graphopt.sparse.weights import choose_weights, find_weights
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "keep_weights",
     "kept_at",
     "kept_weights",
+    "pass_notes_on",
 ]

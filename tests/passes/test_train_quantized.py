@@ -24,6 +24,7 @@ from graphopt.quantize.portability import saturating
 from graphopt.quantize.stored_layers import find_stored_layers
 from graphopt.runtime import Session
 from graphopt.train import StepSizes
+from passes.prune_weights import PruneWeights
 from passes.quantize_static import QuantizeStatic
 from passes.quantize_weights import QuantizeWeights
 from passes.train_quantized import TrainQuantized
@@ -80,6 +81,18 @@ def test_opening_and_closing_changes_nothing() -> None:
     assert_valid(graph)
     assert [node.op for node in graph.nodes] == [node.op for node in before.nodes]
     np.testing.assert_array_equal(outputs(graph), outputs(before))
+
+
+def test_pruned_weights_stay_pruned() -> None:
+    original = network()
+    graph = original.clone()
+    PruneWeights(sparsity=0.8, allocation="uniform").run(graph, Context(original=original))
+    context = Context(original=original, calibration=data())
+    QuantizeStatic(pays=False, least_db=None).run(graph, context)
+    TrainQuantized(epochs=1, batch=16, precision="float32", layout="contiguous").run(graph, context)
+    codes = [array for array in graph.constants().values() if array.dtype == np.int8 and array.ndim]
+    assert len([array for array in codes if array.ndim > 1]) == 4
+    assert all((array == 0).mean() >= 0.8 - 1e-3 for array in codes if array.ndim > 1)
 
 
 TIED = """net (float[N,8,8,8] x) => (float[N,8,8,8] y)
