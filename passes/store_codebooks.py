@@ -15,7 +15,8 @@ from graphopt.sparse import find_weights
 __all__ = ["StoreCodebooks"]
 
 _MOST_VALUES = 256
-_NODE_BYTES = 200  # of the two nodes, their names, and the codebook's header
+_NODE_BYTES = 200  # of the two nodes and the codebook's header
+_NAMES = 8  # times that the weight's name, or one made from it, comes on top
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class StoreCodebooks(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         stored: dict[str, Note] = {}
         for name, weight in find_weights(graph)[0].items():
-            found = _codes(weight)
+            found = _codes(weight, _NODE_BYTES + _NAMES * len(name))
             scopes = {id(graph.scope_of(node)) for node in graph.consumers(name)}
             if found is not None and len(scopes) == 1:
                 _store(graph, name, *found)
@@ -42,11 +43,11 @@ class StoreCodebooks(Pass):
         context.notes["stored"] = stored
 
 
-def _codes(weight: Array) -> tuple[Array, Array] | None:
-    """Values and codes, None if that is no smaller; told apart by their bits."""
+def _codes(weight: Array, more_bytes: int) -> tuple[Array, Array] | None:
+    """Values and codes, None if with so many more bytes that is no smaller; told apart by bits."""
     bits = np.ascontiguousarray(weight).view(f"u{weight.itemsize}")
     values, codes = np.unique(bits, return_inverse=True)
-    size = codes.size + values.nbytes + _NODE_BYTES
+    size = codes.size + values.nbytes + more_bytes
     if len(values) > _MOST_VALUES or size >= weight.nbytes:
         return None
     return values.view(weight.dtype), codes.reshape(weight.shape).astype(np.uint8)

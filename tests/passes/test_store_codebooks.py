@@ -6,11 +6,15 @@ import numpy as np
 import onnx
 import pytest
 
+from graphopt import train
 from graphopt.ir import Graph
+from graphopt.passbase import Context
 from graphopt.runtime import Session
+from passes.prune_weights import PruneWeights
 from passes.share_weights import ShareWeights
 from passes.store_codebooks import StoreCodebooks
 from tests.asserting import apply_pass, assert_same_outputs, assert_unchanged, assert_valid, parse
+from tests.train.networks import ALONE, QUICK, vectors
 
 _NET = """g (float[N,3,16,16] x) => (float[N,50] y)
 <float[32,3,3,3] c, float[32] b, float[60,32,3,3] k, float[50,60] w, float[50] d> {
@@ -47,11 +51,42 @@ def test_file_is_a_quarter() -> None:
     )
 
 
+def test_training_keeps_zeros_zero_and_values_shared() -> None:
+    text = """g (float[N,6] x) => (float[N,4] y)
+        <float[6,200] w, float[200] b, float[200,4] v> {
+            a = Gemm(x, w, b)  r = Relu(a)  y = MatMul(r, v) }"""
+    graph = apply_pass(
+        parse(text), PruneWeights(sparsity=0.5), ShareWeights(bits=3), StoreCodebooks()
+    )
+    before = graph.constants()
+    objective = train.objective_of("cross-entropy", 0.0)
+    train.finetune(graph, vectors(), objective, QUICK, resources=ALONE)
+    for name in ("w_values", "v_values"):
+        now = graph.constants()[name]
+        assert np.array_equal(now == 0, before[name] == 0)
+        assert (now != before[name])[now != 0].all()
+
+
 def test_small_and_varied_weights_stay() -> None:
     assert_unchanged(_NET, StoreCodebooks())
     graph = apply_pass(_shared(), StoreCodebooks())
     assert graph.constant("c") is None
     assert graph.constant("d") is not None, "biases stay"
+
+
+@pytest.mark.parametrize("name", ["w", "m_" + "a" * 150])
+@pytest.mark.parametrize("kind", ["float16", "float", "double"])
+def test_no_file_gets_larger(name: str, kind: str) -> None:
+    stored = 0
+    for width in range(4, 64, 4):
+        text = f"""g ({kind}[N,{width}] x) => ({kind}[N,{width}] y)
+            <{kind}[{width},{width}] {name}> {{ y = MatMul(x, {name}) }}"""
+        graph = apply_pass(parse(text), ShareWeights(bits=2))
+        before = len(graph.to_bytes())
+        StoreCodebooks().run(graph, Context(original=graph))
+        assert len(graph.to_bytes()) <= before
+        stored += len(graph.nodes) > 1
+    assert 0 < stored < 15
 
 
 def test_weight_that_two_read_is_stored_once() -> None:
