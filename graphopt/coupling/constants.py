@@ -85,7 +85,7 @@ def _decide(
 def _sums_over(coupling: Coupling, node: gs.Node, place: int) -> bool:
     """Whether an axis of a node's data ends there."""
     axes = coupling.axes(node.inputs[0].name) or ()
-    if operator(node) in _SUMMED:
+    if operator(node) in _SUMMED and not node.attrs.get("transA"):
         return place == _SUMMED[operator(node)] % len(axes)
     return True
 

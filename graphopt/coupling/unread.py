@@ -20,6 +20,9 @@ __all__ = ["remove_unread"]
 _DATA_AXIS: Mapping[str, int] = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}
 """Operators that multiply channels by a weight and sum them, and the axis of the data."""
 
+_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+"""Operators that read what they make in the next step, through their third input."""
+
 
 def remove_unread(graph: Graph) -> Kept:
     """Remove every channel whose readers all weigh it with zero; return what was kept of what."""
@@ -37,6 +40,10 @@ def _unread(coupling: Coupling) -> npt.NDArray[np.bool_]:
     for node in coupling.graph.nodes:
         if operator(node) not in MASKS:
             continue
+        if operator(node) in _RECURRENT:
+            for axis in coupling.axes(node.inputs[2].name) or ():
+                if not isinstance(axis, Fixed):
+                    read[component[axis]] = True
         axes = coupling.axes(node.inputs[0].name) or ()
         for place, axis in enumerate(axes):
             if isinstance(axis, Fixed):
@@ -55,12 +62,12 @@ def _used(
     """Which channels of an axis a node makes use of; None where the axis only passes through."""
     everything = np.ones(width, np.bool_)
     summed = _DATA_AXIS.get(operator(node))
-    if summed is None:
+    if summed is None or node.attrs.get("transA"):
         return everything
     if place != summed % rank:
         return None
     weight = graph.constant(node.inputs[1].name)
-    if weight is None or node.attrs.get("transA") or int(node.attrs.get("group", 1)) > 1:
+    if weight is None or int(node.attrs.get("group", 1)) > 1:
         return everything
     return _columns(node, weight)
 

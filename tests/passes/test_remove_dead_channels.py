@@ -90,6 +90,29 @@ def test_channel_that_is_read_twice_stays() -> None:
     assert_same_outputs(model, graph, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("zeros", [{"u": ([1, 5],)}, {"w": (_ALL, [1, 5])}])
+def test_channel_that_a_transposing_gemm_reads_stays(zeros: dict[str, tuple[object, ...]]) -> None:
+    """It sums over the first axis of its data: unread or constant elsewhere is not enough."""
+    text = """g (float[3,6] x) => (float[3,4] y, float[3,5] z)
+        <float[6,8] w, float[8] b, float[8,4] v, float[4] c, float[8,5] u> {
+        a = Gemm(x, w, b)  r = Relu(a)  t = Transpose<perm=[1,0]>(r)
+        y = Gemm<transA=1>(t, v, c)  z = MatMul(r, u) }"""
+    model = _with(parse(text), **zeros)
+    assert_same_outputs(model, apply_pass(model, RemoveDeadChannels()), tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("op", "gates"), [("RNN", 1), ("GRU", 3), ("LSTM", 4)])
+def test_state_that_only_the_next_step_reads_stays(op: str, gates: int) -> None:
+    rows = 7 * gates
+    text = f"""g (float[5,N,6] x) => (float[5,N,4] y)
+        <float[1,{rows},6] w, float[1,{rows},7] r, float[7,4] u> {{
+        h = {op}<hidden_size=7>(x, w, r)  s = Reshape(h, shape)  y = MatMul(s, u) }}"""
+    model = _with(parse(text), u=([1, 5],))
+    shape = numpy_helper.from_array(np.array([5, -1, 7], np.int64), "shape")
+    model.graph.initializer.append(shape)
+    assert_same_outputs(model, apply_pass(model, RemoveDeadChannels()), tolerance=1e-5)
+
+
 def test_a_layer_keeps_one_channel() -> None:
     model = _with(parse(_MLP), v=(np.arange(8),))
     graph = apply_pass(model, RemoveDeadChannels())
