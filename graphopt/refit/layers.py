@@ -211,6 +211,9 @@ def find_layer(graph: Graph, node: gs.Node) -> Layer | None:
         return None
     if len(graph.consumers(weight)) > 1 or node.attrs.get("transA"):
         return None
+    shape = graph.shape(data)
+    if node.attrs.get("alpha", 1.0) == 0 or (shape is not None and len(shape) < 2):
+        return None
     output = node.outputs[0].name
     if node.op == "MatMul":
         return _product(graph, node, array) if array.ndim == 2 else None

@@ -143,6 +143,25 @@ def test_what_cannot_be_solved_is_left_alone_with_a_reason() -> None:
     }
 
 
+def test_product_that_counts_for_nothing_and_product_of_a_vector_are_left_alone() -> None:
+    text = """g (float[N,4] x) => (float[N,4] y, float[5] z)
+    <float[4,6] w, float[6,4] v, float[4,5] s> {
+        a = MatMul(x, w)
+        y = Gemm<alpha=0.0>(a, v)
+        m = ReduceMean<axes=[0], keepdims=0>(x)
+        z = MatMul(m, s)
+    }"""
+    graph = Graph.load(parse(text))
+    x = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    context = Context(original=graph.clone(), calibration=Dataset.from_arrays({"x": x}))
+    PruneAndRefit().run(graph, context)
+    assert kept_weights(graph).pruned == ("w",)
+    assert all(np.isfinite(array).all() for array in graph.constants().values())
+    assert context.notes["left_alone"] == {
+        name: "what reads it is no layer that can be solved" for name in ("v", "s")
+    }
+
+
 def test_no_data_and_nonsense() -> None:
     graph = Graph.load(parse(_NET))
     with pytest.raises(RecipeError, match="needs inputs to calibrate"):
