@@ -12,11 +12,15 @@ __all__ = ["Item", "choose"]
 Item = tuple[float, float, float]
 """What is chosen (above 0; 0 stands for nothing), what it saves, and what is lost by it."""
 
+_TIE = 1e-9
+"""What saving all that can be saved counts as a loss, whatever its unit."""
+
 
 def choose(items: Mapping[str, Sequence[Item]], wanted: float) -> dict[str, float]:
     """At most one item of each: at least `wanted` is saved together, as little lost as can be.
 
-    Savings add up. If all of them are not enough, the choice that saves most.
+    Savings add up; of choices that lose alike the one that saves least. If all of them are not
+    enough, the choice that saves most.
     """
     names = [name for name in items for _ in items[name]]
     flat = np.array([item for name in items for item in items[name]]).reshape(-1, 3)
@@ -27,7 +31,7 @@ def choose(items: Mapping[str, Sequence[Item]], wanted: float) -> dict[str, floa
     owners = np.array([[name == owner for owner in names] for name in items], np.float64)
     most = float(sum(max((s for _, s, _ in row), default=0.0) for row in items.values()))
     result = milp(
-        losses + 1e-9 * savings.clip(0),
+        losses + _TIE * savings.clip(0) / max(most, 1e-30),
         integrality=np.ones(len(flat), np.int64),
         bounds=Bounds(0, 1),
         constraints=[

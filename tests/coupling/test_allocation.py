@@ -131,6 +131,12 @@ def test_knapsack_saves_enough_and_loses_least() -> None:
     assert choose({}, 0.5) == {}
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e6, 1e9, 1e11])
+def test_knapsack_loses_as_little_whatever_the_unit_of_what_is_saved(unit: float) -> None:
+    items = {"a": [(0.5, 3.0 * unit, 0.04)], "b": [(0.5, 2.0 * unit, 0.05)]}
+    assert choose(items, 2.0 * unit) == {"a": 0.5, "b": 0.0}
+
+
 @pytest.mark.parametrize("target", [0.75, 0.3])
 def test_with_coarse_widths_only_some_families_take_the_last_step(
     candidates: tuple[Graph, Candidates], target: float
