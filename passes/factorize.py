@@ -44,6 +44,11 @@ __all__ = ["Factorize"]
 
 _DEFAULT_RATIO = 0.5
 
+_NO_LAYERS = (
+    "nothing is replaced, for there is no Conv, ConvTranspose, Gemm or MatMul outside bodies that "
+    "multiplies what is computed with a constant float weight behind it"
+)
+
 
 @dataclass(frozen=True)
 class Factorize(Pass):
@@ -105,6 +110,11 @@ class Factorize(Pass):
                 raise RecipeError(f"{self.name}: {key} must be above 0, got {value}")
         if self.rounds < 0:
             raise RecipeError(f"{self.name}: rounds must not be negative, got {self.rounds}")
+        if self.latency is not None and self._goal() != "latency":
+            raise RecipeError(
+                f"{self.name}: a budget of latency is kept by what is measured to be faster; its "
+                f"goal must be latency, got {self.goal}"
+            )
 
     def _given(self) -> dict[str, float]:
         """The option that says which ranks, if one does."""
@@ -133,7 +143,9 @@ class Factorize(Pass):
             found.kernels[output].name: _note(scene, found, output, offer)
             for output, offer in chosen.items()
         }
-        context.notes["left_alone"] = dict(found.left_alone)
+        context.left_alone(self._left_alone(found, chosen))
+        if not found.kernels and not found.left_alone:
+            context.notes["remark"] = _NO_LAYERS
         if data is not None and self.refit and chosen:
             self._refit(after, scene.graph, between, data, context)
         graph.adopt(after)
@@ -147,9 +159,10 @@ class Factorize(Pass):
         )
 
     def _check_rank(self, scene: Scene) -> None:
-        """Refuse a rank that no layer's matrix has."""
-        most = max((min(rank) for rank in scene.full_ranks()), default=0)
-        if self.rank is not None and self.rank > most:
+        """Refuse a rank that no layer's matrix has, if there are layers."""
+        ranks = [min(rank) for rank in scene.full_ranks()]
+        most = max(ranks, default=0)
+        if ranks and self.rank is not None and self.rank > most:
             raise RecipeError(
                 f"{self.name}: rank must be at most {most}, the largest that the matrix of any "
                 f"layer has, got {self.rank}"
@@ -172,6 +185,14 @@ class Factorize(Pass):
         by_error = self.ratio is not None or not self._given()
         chosen = most_exact(found.offers) if by_error else cheapest(found.offers, scene.amount)
         return not_slower(chosen, timer) if scene.goal == "latency" else chosen
+
+    def _left_alone(self, found: Survey, chosen: Mapping[str, Offer]) -> dict[str, str]:
+        """Why layers were not replaced; none is needed for those that a budget has spared."""
+        spared = [kernel.name for out, kernel in found.kernels.items() if out not in chosen]
+        if chosen and self._given().keys() & {"macs", "bytes", "latency"}:
+            spared = []
+        why = dict.fromkeys(spared, "the model was not measured to be faster with it replaced")
+        return {**found.left_alone, **why}
 
     def _in_budget(
         self, found: Survey, scene: Scene, timer: Timer, key: str, budget: float

@@ -150,6 +150,8 @@ def kernel_of(graph: Graph, node: gs.Node) -> Kernel | str | None:
         return "its weights are all equal"
     if not np.isfinite(weight).all():
         return "its weights are not finite"
+    if not weight.any():
+        return "its weights are all zero"
     layer = linear_layer(graph, node)
     if layer is None or weight.ndim < 2 or weight.size == 0:
         return "its weight is no matrix"

@@ -9,6 +9,7 @@ import numpy as np
 
 from graphopt.data import Dataset
 from graphopt.factorize.kernels import Kernel, Sizes, kernel_of
+from graphopt.factorize.methods import METHODS
 from graphopt.factorize.offers import Offer, Rule, Scene, offers_of
 from graphopt.factorize.replacing import replacement
 from graphopt.factorize.sampling import sample_of
@@ -63,6 +64,9 @@ def survey(
         if isinstance(kernel, str):
             left_alone[node.inputs[1].name] = kernel
         if not isinstance(kernel, Kernel):
+            continue
+        if not any(METHODS[name].fits(kernel) for name in scene.methods):
+            left_alone[kernel.name] = f"of {', '.join(scene.methods)} nothing fits it"
             continue
         sample = None if walk is None else sample_of(kernel, walk, scene.seed + number)
         found = offers_of(scene, kernel, sample, rule)

@@ -59,7 +59,7 @@ def within_time(
         tried = by_budget(offers, lambda _, offer: offer.saved_ms, wanted * total)
         ratio = timer.time(tried).ratio
         assert ratio is not None, "two models were timed"
-        if ratio < reached:
+        if tried and ratio < reached:
             best, reached = tried, ratio
         if ratio <= target:
             break
