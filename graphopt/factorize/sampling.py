@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from graphopt.errors import DataError
 from graphopt.factorize.kernels import Doubles, Kernel
 from graphopt.refit.frontier import Frontier
 from graphopt.refit.layers import Floats, find_layer
@@ -24,6 +25,10 @@ _MOST = 1 << 28
 """Values of all rows together, a gigabyte, whatever would be wanted."""
 
 _JUDGED = 2048
+
+_LARGEST = 1e13
+"""Squares of larger values, and of sums of products of them with weights, leave single precision.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +93,7 @@ def _turned(kernel: Doubles) -> Floats:
 def sample_of(kernel: Kernel, walk: Frontier, seed: int) -> Sample | None:
     """Sample what a layer reads; None where that cannot be had in rows.
 
-    Raises DataError for values that are not finite.
+    Raises DataError for values that are not finite, or as good as that.
     """
     layer = find_layer(walk.graph, kernel.node)
     if layer is None:
@@ -109,4 +114,9 @@ def sample_of(kernel: Kernel, walk: Frontier, seed: int) -> Sample | None:
     if kernel.node.op == "MatMul":
         mean = np.zeros_like(mean)  # there is no bias that could make up for it
     rows -= mean[:, np.newaxis].astype(np.float32)
+    if not np.abs(rows).max(initial=0.0) < _LARGEST:
+        raise DataError(
+            f"factorize: tensor {layer.data!r} holds values so large that their squares overflow; "
+            "look at the data and at the weights before it, or leave the data out"
+        )
     return Sample(rows, mean)

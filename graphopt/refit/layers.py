@@ -216,7 +216,8 @@ def find_layer(graph: Graph, node: gs.Node) -> Layer | None:
         return None
     output = node.outputs[0].name
     if node.op == "MatMul":
-        return _product(graph, node, array) if array.ndim == 2 else None
+        has_rows = len(graph.shape(data) or (1, 1)) > 1
+        return _product(graph, node, array) if array.ndim == 2 and has_rows else None
     bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2].name else None
     if node.op == "Gemm" and _beta(node) == 0:
         bias = None

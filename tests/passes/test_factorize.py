@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from graphopt.cost import cost
 from graphopt.data import Dataset, input_specs
-from graphopt.errors import RecipeError
+from graphopt.errors import DataError, RecipeError
 from graphopt.factorize import METHODS, timing
 from graphopt.factorize.offers import Offer
 from graphopt.ir import Array, Graph
@@ -279,6 +279,7 @@ def test_real_time_of_a_wide_product() -> None:
         ({"evbmf": -1.0}, "evbmf must be above 0"),
         ({"damping": float("nan")}, "damping must be above 0"),
         ({"rounds": -1}, "rounds must not be negative"),
+        ({"latency": 0.5, "goal": "macs"}, "its goal must be latency, got macs"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:
@@ -330,11 +331,61 @@ def test_rank_larger_than_every_matrix() -> None:
     assert graph.content_hash() == before
 
 
-def test_nothing_to_factorize() -> None:
-    text = "plain (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"
-    made, context = run(Graph.load(parse(text)), Factorize())
+@pytest.mark.parametrize("step", [Factorize(), Factorize(rank=4)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain (float[N,4] x) => (float[N,4] y) { y = Relu(x) }",
+        "first (float[8,N] x) => (float[8,N] y) <float[8,8] w> { y = MatMul(w, x) }",
+    ],
+)
+def test_nothing_to_factorize(text: str, step: Factorize) -> None:
+    graph = Graph.load(parse(text))
+    made, context = run(graph, step)
     assert layers(context) == {}
-    assert operators(made) == ["Relu"]
+    assert operators(made) == operators(graph)
+    assert "nothing is replaced, for there is no Conv" in str(context.notes["remark"])
+
+
+def test_why_layers_stay_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "layer (float[N,32] x) => (float[N,32] y) <float[32,32] w> { y = MatMul(x, w) }"
+    graph = Graph.load(parse(text))
+    for options in ({"rank": 4}, {"ratio": 0.5}):
+        _, context = run(graph, Factorize(methods=("spatial", "cp"), **options))
+        assert context.notes["remark"] == "'w' is left as it was, of spatial, cp nothing fits it"
+    monkeypatch.setattr("graphopt.factorize.offers.bench", _bench(0.6))
+    monkeypatch.setattr("graphopt.factorize.timing.bench", _bench(1.1))
+    _, context = run(graph, Factorize())
+    why = "the model was not measured to be faster with it replaced"
+    assert context.notes["left_alone"] == {"w": why}
+    graph.set_constant("w", np.zeros((32, 32), np.float32))
+    _, context = run(graph, Factorize(goal="macs"))
+    assert context.notes["left_alone"] == {"w": "its weights are all zero"}
+
+
+def test_a_vector_has_no_rows_to_sample() -> None:
+    text = """vector (float[1,32] x) => (float[32] y) <float[32,32] w> {
+        axes = Constant<value_ints=[0]>()
+        v = Squeeze(x, axes)
+        y = MatMul(v, w)
+    }"""
+    graph = Graph.load(parse(text))
+    x = np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)
+    data = Dataset.from_arrays({"x": x}).bind(input_specs(graph))
+    made, context = run(graph, Factorize(rank=8, goal="macs"), data)
+    assert layers(context)["w"]["ranks"] == [8]
+    assert operators(made) == ["Squeeze", "MatMul", "MatMul"]
+
+
+@pytest.mark.parametrize("method", ["channel", "spatial", "tucker", "cp"])
+def test_inputs_whose_squares_overflow_are_refused(method: str) -> None:
+    text = """layer (float[N,8,6,6] x) => (float[N,8,4,4] y) <float[8,8,3,3] w> {
+        y = Conv<kernel_shape=[3,3]>(x, w)
+    }"""
+    x = 1e25 * np.random.default_rng(0).standard_normal((8, 8, 6, 6)).astype(np.float32)
+    step = Factorize(methods=(method,), goal="macs")
+    with pytest.raises(DataError, match="'x' holds values so large that their squares overflow"):
+        run(Graph.load(parse(text)), step, Dataset.from_arrays({"x": x}))
 
 
 @pytest.mark.parametrize("methods", [("svd", "channel"), ("svd", "spatial"), ("svd", "tucker")])
