@@ -10,16 +10,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 __all__ = ["COLUMNS", "channel_axis", "draw_variants", "variants"]
 
 COLUMNS = 5
-"""What is drawn for each image: mirrored or not; shift down and right; centre of the hole."""
+"""What is drawn for each image: mirrored or not; shifts along both axes; centre of the hole."""
 
 _COLOURS = (1, 3, 4)
 _SHIFT = 8
-"""Images are shifted by up to an eighth of their size: 4 pixels of 32."""
+"""Unless it is said how far, images are shifted by up to an eighth: 4 pixels of 32."""
 _HOLE = 4
 """A hole is a quarter of the size: 8 pixels of 32."""
 
@@ -34,9 +33,13 @@ def channel_axis(shape: Sequence[int]) -> int | None:
 
 
 def draw_variants(
-    rng: np.random.Generator, count: int, size: tuple[int, int], wanted: Sequence[str]
+    rng: np.random.Generator,
+    count: int,
+    size: tuple[int, int],
+    wanted: Sequence[str],
+    shift: int | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Draw (count, COLUMNS) numbers; -1 where nothing is to be done."""
+    """Draw (count, COLUMNS) numbers; shifts by up to `shift` pixels. What is not wanted is -1."""
     drawn = np.full((count, COLUMNS), -1, np.int64)
     # All are drawn whatever is wanted, so that one option does not change what others draw.
     mirrored = rng.integers(0, 2, count)
@@ -44,9 +47,9 @@ def draw_variants(
     if "flip" in wanted:
         drawn[:, 0] = mirrored
     for place, extent in enumerate(size):
-        reach = extent // _SHIFT
+        reach = extent // _SHIFT if shift is None else shift
         if "crop" in wanted:
-            drawn[:, 1 + place] = (fractions[:, place] * (2 * reach + 1)).astype(np.int64)
+            drawn[:, 1 + place] = (fractions[:, place] * (2 * reach + 1)).astype(np.int64) - reach
         if "cutout" in wanted:
             drawn[:, 3 + place] = (fractions[:, 2 + place] * extent).astype(np.int64)
     return drawn
@@ -69,13 +72,14 @@ def variants(images: torch.Tensor, drawn: torch.Tensor, wanted: Sequence[str]) -
             & _within(columns, drawn[:, 4:5], width // _HOLE)[:, None, :]
         )
     if "crop" in wanted:
-        down, right = height // _SHIFT, width // _SHIFT
-        x = functional.pad(x, (0, 0, right, right, down, down))
         rows, columns = rows + drawn[:, 1:2], columns + drawn[:, 2:3]
+        inside = [(at >= 0) & (at < n) for at, n in ((rows, height), (columns, width))]
+        kept = kept & inside[0][:, :, None] & inside[1][:, None, :]
+        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     if "flip" in wanted or "crop" in wanted:
         each = torch.arange(len(x), device=x.device)[:, None, None]
         x = x[each, rows[:, :, None], columns[:, None, :]]
-    if "cutout" in wanted:
+    if "crop" in wanted or "cutout" in wanted:
         x = x * kept[..., None]
     return x.permute(0, 3, 1, 2) if axis == 1 else x
 

@@ -71,6 +71,8 @@ class Drawing:
     batch: int
     """Rows for each process."""
     augment: tuple[str, ...] = ()
+    shift: int | None = None
+    """The most pixels that images are shifted by; None: an eighth of their size."""
     variants: int = 0
     """How many there are of each row; 0: any number."""
     seed: int = 0
@@ -87,12 +89,18 @@ class Feed:
     def __init__(self, rows: Rows, trained: Places, drawing: Drawing) -> None:
         self.rows, self.trained, self.batch = rows, trained, drawing.batch
         self.channels_last = False
-        self._augment, self._seed = drawing.augment, drawing.seed
+        self._augment, self._shift, self._seed = drawing.augment, drawing.shift, drawing.seed
         self._variants = drawing.variants if drawing.augment else 0
         self._drawn: tuple[int, Places] | None = None
         self._mine = slice(drawing.rank * self.batch, (drawing.rank + 1) * self.batch)
         self._whole = self.batch * drawing.processes
         self._image, self._size = _image_input(rows, self._augment)
+        if self._shift is not None and self._shift >= min(self._size):
+            height, width = self._size
+            raise RecipeError(
+                f"train: shift={self._shift} leaves nothing of images of {height}x{width}; "
+                f"give fewer pixels"
+            )
         self.epoch_steps = max(len(trained) // self._whole, 1)
 
     @property
@@ -126,9 +134,12 @@ class Feed:
             return drawn
         if self._drawn is None or self._drawn[0] != number:
             rng = np.random.default_rng([self._seed, 2, number])
-            table = draw_variants(rng, len(self.trained), self._size, self._augment)
+            table = self._draw_variants(rng, len(self.trained))
             self._drawn = number, table
         return self._drawn[1][np.searchsorted(self.trained, places)]
+
+    def _draw_variants(self, rng: np.random.Generator, count: int) -> Places:
+        return draw_variants(rng, count, self._size, self._augment, self._shift)
 
     def _lots(self, start: int) -> Iterator[_Lot]:
         order, at, step = self.trained, -1, start
@@ -146,7 +157,7 @@ class Feed:
             drawn = self._variant(places, number)
             return _Lot(_Draw(places, drawn, np.full(len(places), number)).take(self._mine))
         rng = np.random.default_rng([self._seed, 2, step])
-        drawn = draw_variants(rng, len(places), self._size, self._augment)
+        drawn = self._draw_variants(rng, len(places))
         draw = _Draw(places, drawn, np.maximum(drawn[:, 0], 0))
         if "mixup" not in self._augment:
             return _Lot(draw.take(self._mine))

@@ -152,7 +152,8 @@ def _drawing(job: Job, order: _Order, rows: Rows, count: int, fabric: Fabric) ->
     processes = fabric.world_size
     return Drawing(
         batch=batch_size(order.dataset, count, job.plan.batch, processes),
-        augment=chosen_variants(job.plan.augment, rows, taught=order.taught is not None),
+        augment=chosen_variants(job.plan, rows, taught=order.taught is not None),
+        shift=job.plan.shift,
         variants=job.plan.variants,
         seed=job.resources.seed,
         rank=fabric.global_rank,

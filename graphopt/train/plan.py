@@ -24,7 +24,7 @@ __all__ = [
 Progress = Callable[[str, float], None]
 
 AUGMENTATIONS = ("flip", "crop", "cutout", "mixup")
-"""Mirror left to right; shift by up to an eighth; blank a quarter by a quarter; blend two."""
+"""Mirror left to right; shift; blank a quarter by a quarter; blend two."""
 
 LOSSES = ("cross-entropy", "mse")
 """Losses that have a name; all others are functions of the user's."""
@@ -44,10 +44,10 @@ class Plan:
     part of the training, `clip` the largest norm of the gradient (0: any).
     `weight_decay` leaves out norms, biases and all else of one axis. Images are varied as `augment`
     says, some of flip, crop, cutout and mixup; auto shifts them and, where a teacher answers for
-    both, mirrors them. They are varied anew each time, or each in so many `variants` that are drawn
-    once: a teacher's answers to these are computed once, too. On a CPU `precision` and `layout` in
-    memory are timed, and the fastest taken, unless they are given; a GPU takes bf16, if it has it,
-    and channels last.
+    both, mirrors them. Shifts are of `shift` pixels at most, or of an eighth of the size. Images
+    are varied anew each time, or each in so many `variants` that are drawn once: a teacher's
+    answers to these are computed once, too. On a CPU `precision` and `layout` in memory are timed,
+    and the fastest taken, unless they are given; a GPU takes bf16, if it has it, and channels last.
 
     A part `holdout` of the rows, at most 1,024, is not trained on: the weights that do best on it
     are kept. If that were fewer than 16 rows none are held out, and the last weights are kept.
@@ -68,6 +68,7 @@ class Plan:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     layout: Literal["auto", "contiguous", "channels-last"] = "auto"
     augment: tuple[str, ...] = ("auto",)
+    shift: int | None = None
     variants: int = 0
     holdout: float = 0.05
     save_seconds: float = 60.0
@@ -86,6 +87,11 @@ class Plan:
                 "variants": (
                     self.variants >= 0 and not (self.variants and "mixup" in self.augment),
                     "at least 0, and 0 with mixup",
+                ),
+                "shift": (
+                    self.shift is None
+                    or (self.shift >= 1 and not {"auto", "crop"}.isdisjoint(self.augment)),
+                    "at least 1, and goes with augment=[crop]",
                 ),
                 "holdout": (0 <= self.holdout < 1, "at least 0 and below 1"),
                 "save_seconds": (self.save_seconds >= 0, "at least 0"),

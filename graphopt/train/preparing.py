@@ -51,11 +51,11 @@ def batch_size(dataset: Dataset, count: int, wanted: int, processes: int) -> int
     return batch
 
 
-def chosen_variants(augment: tuple[str, ...], rows: Rows, *, taught: bool) -> tuple[str, ...]:
+def chosen_variants(plan: Plan, rows: Rows, *, taught: bool) -> tuple[str, ...]:
     """What `auto` stands for: a mirrored image may be another class, unless a teacher says."""
-    if augment != ("auto",):
-        return augment
-    if all(channel_axis(shape) is None for shape in rows.shapes):
+    if plan.augment != ("auto",):
+        return plan.augment
+    if plan.shift is None and all(channel_axis(shape) is None for shape in rows.shapes):
         return ()
     return ("flip", "crop") if taught else ("crop",)
 

@@ -28,12 +28,12 @@ def test_mirroring_twice_is_nothing(image: torch.Tensor) -> None:
     assert torch.equal(variants(image, drawn(mirrored=0), ("flip",)), image)
 
 
-def test_the_middle_shift_is_nothing(image: torch.Tensor) -> None:
-    assert torch.equal(variants(image, drawn(down=2, right=2), ("crop",)), image)
+def test_a_shift_of_no_pixels_is_nothing(image: torch.Tensor) -> None:
+    assert torch.equal(variants(image, drawn(down=0, right=0), ("crop",)), image)
 
 
 def test_shifts_move_zeros_in(image: torch.Tensor) -> None:
-    moved = variants(image, drawn(down=0, right=3), ("crop",))
+    moved = variants(image, drawn(down=-2, right=1), ("crop",))
     assert torch.equal(moved[:, :, 2:, :15], image[:, :, :14, 1:])
     assert float(moved[:, :, :2].abs().sum() + moved[:, :, :, 15].abs().sum()) == 0
 
@@ -52,7 +52,7 @@ def test_holes_may_hang_over_the_edge(image: torch.Tensor) -> None:
 
 
 def test_channels_may_be_last(image: torch.Tensor) -> None:
-    table = drawn(mirrored=1, down=1, right=4, row=5, column=5)
+    table = drawn(mirrored=1, down=-1, right=2, row=5, column=5)
     wanted = ("flip", "crop", "cutout")
     one = variants(image, table, wanted)
     other = variants(image.permute(0, 2, 3, 1), table, wanted)
@@ -69,8 +69,14 @@ def test_each_image_has_its_own_variant(image: torch.Tensor) -> None:
 def test_draws_reach_all_values_and_no_others() -> None:
     rng = np.random.default_rng(0)
     table = draw_variants(rng, 4000, (32, 16), ("flip", "crop", "cutout"))
-    for column, count in enumerate((2, 9, 5, 32, 16)):
-        assert set(table[:, column]) == set(range(count))
+    reached = (range(2), range(-4, 5), range(-2, 3), range(32), range(16))
+    for column, values in enumerate(reached):
+        assert set(table[:, column]) == set(values)
+
+
+def test_shifts_may_be_by_fewer_pixels() -> None:
+    table = draw_variants(np.random.default_rng(0), 400, (32, 16), ("crop",), shift=1)
+    assert {tuple(row) for row in table[:, 1:3]} == {(d, r) for d in (-1, 0, 1) for r in (-1, 0, 1)}
 
 
 def test_one_option_does_not_change_what_others_draw() -> None:

@@ -139,6 +139,18 @@ def test_images_are_needed_to_vary_them() -> None:
         fit(perceptron(), vectors(), CrossEntropy(), plan, resources=ALONE)
 
 
+def test_a_shift_is_not_ignored_where_there_are_no_images() -> None:
+    plan = replace(QUICK, augment=("auto",), shift=1)
+    with pytest.raises(RecipeError, match="crop takes images"):
+        fit(perceptron(), vectors(), CrossEntropy(), plan, resources=ALONE)
+
+
+def test_images_are_not_shifted_out_of_sight() -> None:
+    plan = replace(QUICK, augment=("crop",), shift=40)
+    with pytest.raises(RecipeError, match=r"shift=40 leaves nothing of images of \d+x\d+; give"):
+        fit(small(), images(), CrossEntropy(), plan, resources=ALONE)
+
+
 def test_auto_varies_images_only() -> None:
     plan = replace(QUICK, augment=("auto",))
     finetune(perceptron(), vectors(), CrossEntropy(), plan, resources=ALONE)

@@ -58,7 +58,7 @@ def test_ten_epochs_unless_asked(epochs: float | None, minutes: float | None, bo
         {"epochs": 0.0}, {"minutes": -1.0}, {"epochs": np.nan}, {"batch": 0}, {"rate": 0.0},
         {"rate": np.inf}, {"momentum": 1.0}, {"warmup": 1.0}, {"weight_decay": -1e-4},
         {"clip": -1.0}, {"holdout": 1.0}, {"augment": ("rotate",)}, {"augment": ("auto", "flip")},
-        {"save_seconds": -1.0}, {"variants": -1},
+        {"save_seconds": -1.0}, {"variants": -1}, {"shift": 0},
     ],
     ids=str,
 )  # fmt: skip
@@ -66,6 +66,12 @@ def test_nonsense_is_refused(wrong: dict[str, float]) -> None:
     (name,) = wrong
     with pytest.raises(RecipeError, match=rf"train: {name} must be .*, got "):
         replace(Plan(), **wrong)  # type: ignore[arg-type]
+
+
+def test_how_far_to_shift_is_refused_where_nothing_is_shifted() -> None:
+    assert Plan(shift=2).shift == 2
+    with pytest.raises(RecipeError, match=r"shift must be .*augment=.crop., got 2"):
+        Plan(augment=("flip",), shift=2)
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"hints": -1.0}, {"attention": np.inf}])
