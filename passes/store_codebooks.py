@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from onnx import TensorProto
 
+from graphopt.errors import ModelError
 from graphopt.ir import Array, Edit, Graph, NewNode
 from graphopt.passbase import Context, Note, Pass, Promise
 from graphopt.sparse import find_weights
@@ -15,6 +16,7 @@ from graphopt.sparse import find_weights
 __all__ = ["StoreCodebooks"]
 
 _MOST_VALUES = 256
+_OPSET = 6  # the first in which Cast names its type by a number
 _NODE_BYTES = 200  # of the two nodes and the codebook's header
 _NAMES = 8  # times that the weight's name, or one made from it, comes on top
 
@@ -33,6 +35,11 @@ class StoreCodebooks(Pass):
     promise: ClassVar[Promise] = Promise.EXACT
 
     def run(self, graph: Graph, context: Context) -> None:
+        if graph.opset < _OPSET:
+            raise ModelError(
+                f"{self.name}: codes need operator set {_OPSET}, the model has {graph.opset}; "
+                "export it anew with a newer one"
+            )
         stored: dict[str, Note] = {}
         for name, weight in find_weights(graph)[0].items():
             found = _codes(weight, _NODE_BYTES + _NAMES * len(name))

@@ -59,16 +59,16 @@ def kept_at(weights: Mapping[str, Array], sparsity: float, how: Allocation) -> d
     scores = {name: score(weight) for name, weight in weights.items()}
     for values in scores.values():
         values[np.argmax(values)] = np.inf
-    kept = _best(np.concatenate(list(scores.values())), sparsity)
+    kept = _best(np.concatenate(list(scores.values())), sparsity, least=len(scores))
     ends = np.cumsum([len(values) for values in scores.values()])
     parts = np.split(kept, ends[:-1])
     return {n: part.reshape(w.shape) for (n, w), part in zip(weights.items(), parts, strict=True)}
 
 
-def _best(scores: Floats, sparsity: float) -> Mask:
-    """All but exactly round(sparsity * n) scores, the smallest; one stays."""
+def _best(scores: Floats, sparsity: float, least: int = 1) -> Mask:
+    """All but exactly round(sparsity * n) scores, the smallest; so many at least stay."""
     kept = np.ones(len(scores), np.bool_)
-    gone = min(round(sparsity * len(scores)), len(scores) - 1)
+    gone = min(round(sparsity * len(scores)), len(scores) - least)
     if gone <= 0:
         return kept
     threshold = np.partition(scores, gone - 1)[gone - 1]

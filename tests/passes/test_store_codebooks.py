@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from graphopt import train
+from graphopt.errors import ModelError
 from graphopt.ir import Graph
 from graphopt.passbase import Context
 from graphopt.runtime import Session
@@ -96,6 +97,13 @@ def test_weight_that_two_read_is_stored_once() -> None:
     graph = apply_pass(model, StoreCodebooks())
     assert [node.op for node in graph.nodes].count("Gather") == 1
     assert_same_outputs(model, graph, tolerance=0)
+
+
+def test_operator_set_without_the_cast_is_refused() -> None:
+    model = parse("g (float[N,64] x) => (float[N,64] y) <float[64,64] w> { y = MatMul(x, w) }")
+    model.opset_import[0].version = 5
+    with pytest.raises(ModelError, match="need operator set 6, the model has 5"):
+        apply_pass(model, StoreCodebooks())
 
 
 def test_both_zeros_survive() -> None:

@@ -34,6 +34,12 @@ def test_levels_are_exact(how: Allocation, sparsity: float) -> None:
     assert all(mask.any() for mask in kept.values()), "every layer keeps something"
 
 
+@pytest.mark.parametrize("how", list(ALLOCATIONS))
+def test_every_layer_keeps_one_element(how: Allocation) -> None:
+    kept = kept_at(_weights(), 0.99999, how)
+    assert {name: int(mask.sum()) for name, mask in kept.items()} == {"a": 1, "b": 1, "c": 1}
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     weight=hnp.arrays(
