@@ -26,7 +26,8 @@ class PruneAndRefit(Pass):
 
     Energy is estimated from multiply-accumulates and accesses, which cost `product`, `buffer` and
     `memory` each, in any unit (the defaults are those of the Eyeriss chip). `weights` are patterns
-    of names; with "!" they are left alone. Later trainings keep zeros zero.
+    of names; with "!" they are left alone. What is zero before stays so, and later trainings keep
+    zeros zero.
     """
 
     name: ClassVar[str] = "prune-and-refit"

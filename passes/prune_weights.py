@@ -69,8 +69,9 @@ class PruneWeights(Guided, Pass):
     before their end. Groups are made at once; without them `steps` is 5 unless it is given.
     Options that a course has no use for are refused.
 
-    Later trainings keep zeros zero. A file with zeros is not smaller by itself: `graphopt pack`
-    makes use of them, and `remove-dead-channels` of channels that nothing is left of.
+    Later trainings keep zeros zero; what solves layers anew, as `refit`, does not. A file with
+    zeros is not smaller by itself: `graphopt pack` makes use of them, and `remove-dead-channels`
+    of channels that nothing is left of.
     """
 
     name: ClassVar[str] = "prune-weights"

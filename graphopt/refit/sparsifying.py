@@ -139,7 +139,7 @@ def _moments(
 def _solved(
     matrix: Doubles, moments: Moments, how: Sparsifying
 ) -> tuple[Doubles, Doubles, Doubles]:
-    """The matrix pruned by magnitude, with weights restored, and solved anew."""
+    """The matrix pruned by magnitude, with weights restored, and solved anew; zeros stay."""
     pruned, restored, solved = matrix.copy(), matrix.copy(), matrix.copy()
     gram, ridge = moments.gram, moments.ridge(how.damping)
     weights = matrix.shape[1] - moments.bias
@@ -149,7 +149,7 @@ def _solved(
         plain = _largest(np.abs(filter_[:weights]), keep)
         chosen = _largest(np.abs(filter_[:weights]), max(1, round(keep * (1 - how.restore))))
         cross = moments.cross[group, :, output]
-        chosen = _restored(filter_, chosen, keep, gram[group], cross)
+        chosen = _restored(filter_, chosen, keep, gram[group], cross) & (filter_[:weights] != 0)
         for target, mask in ((pruned, plain), (restored, chosen)):
             target[group, :weights, output] = np.where(mask, filter_[:weights], 0)
         support = np.flatnonzero(np.append(chosen, [True] * moments.bias))

@@ -13,6 +13,7 @@ from graphopt.passbase import Context, Pass
 from graphopt.sparse import kept_weights
 from passes.factorize import Factorize
 from passes.prune_and_refit import PruneAndRefit
+from passes.prune_weights import PruneWeights
 from passes.remove_channels import RemoveChannels
 from tests.asserting import assert_valid, parse, run_model
 
@@ -141,6 +142,18 @@ def test_what_cannot_be_solved_is_left_alone_with_a_reason() -> None:
         "w": "12100 weights per output are too many to solve for",
         "s": "what reads it is no layer that can be solved",
     }
+
+
+def test_zeros_stay_zero() -> None:
+    """A network that is sparser than the level is solved where it has weights."""
+    graph = Graph.load(parse(_NET))
+    PruneWeights(sparsity=0.8, allocation="uniform").run(graph, Context(original=graph))
+    before = graph.constants()
+    PruneAndRefit(sparsity=0.5).run(graph, Context(original=graph.clone(), calibration=_data()))
+    for name in "ckwv":
+        now = graph.constants()[name]
+        assert not now[before[name] == 0].any()
+        assert not np.array_equal(now, before[name])
 
 
 def test_product_that_counts_for_nothing_and_product_of_a_vector_are_left_alone() -> None:
