@@ -29,26 +29,26 @@ from graphopt.sparse import find_weights
 
 __all__ = ["ROWS", "Sizes", "main", "measured", "sizes_of"]
 
-_TRAINING = "augment=[], batch=256"
-_IMAGES = f"{_TRAINING}, precision=bf16, layout=channels-last"
+_BY_ONE = "augment=[crop], shift=1, batch=256"
+_BY_THREE = "augment=[crop], batch=256, precision=bf16, layout=channels-last"
 
 ROWS: Mapping[str, Mapping[str, str]] = {
     "lenet-300-100": {
-        "deep-compression": f"prune-weights{{sparsity=0.93, course=surgery, until=0.5, epochs=12, "
-        f"rate=0.08, {_TRAINING}}}; share-weights{{bits=6}}; "
-        f"finetune{{epochs=2, rate=0.003, {_TRAINING}}}",
-        "dynamic-network-surgery": f"prune-weights{{sparsity=0.981, course=surgery, epochs=100, "
-        f"rate=0.08, {_TRAINING}}}",
+        "deep-compression": f"prune-weights{{sparsity=0.93, course=surgery, until=0.5, epochs=24, "
+        f"rate=0.08, {_BY_ONE}}}; share-weights{{bits=6}}; "
+        f"finetune{{epochs=2, rate=0.003, {_BY_ONE}}}",
+        "dynamic-network-surgery": f"prune-weights{{sparsity=0.981, course=surgery, epochs=200, "
+        f"rate=0.08, {_BY_ONE}}}",
         "han-2015": f"prune-weights{{sparsity=0.9167, allocation=deviation, course=iterative, "
-        f"steps=4, epochs=12, rate=0.05, {_TRAINING}}}",
+        f"steps=4, epochs=30, rate=0.1, {_BY_ONE}}}",
     },
     "lenet-5": {
-        "deep-compression": f"prune-weights{{sparsity=0.915, course=surgery, until=0.4, epochs=9, "
-        f"rate=0.03, {_IMAGES}}}; share-weights{{bits=5, conv_bits=6}}",
-        "dynamic-network-surgery": f"prune-weights{{sparsity=0.9905, course=surgery, epochs=26, "
-        f"rate=0.08, {_IMAGES}}}",
+        "deep-compression": f"prune-weights{{sparsity=0.915, course=surgery, until=0.4, epochs=24, "
+        f"rate=0.05, {_BY_THREE}}}; share-weights{{bits=5, conv_bits=6}}",
+        "dynamic-network-surgery": f"prune-weights{{sparsity=0.9905, course=surgery, epochs=70, "
+        f"rate=0.08, {_BY_THREE}}}",
         "han-2015": f"prune-weights{{sparsity=0.9167, allocation=deviation, course=iterative, "
-        f"steps=3, epochs=6, rate=0.03, {_IMAGES}}}",
+        f"steps=4, epochs=15, rate=0.05, {_BY_THREE}}}",
     },
 }
 """For each network the passes of each method, with the levels that suit it."""
