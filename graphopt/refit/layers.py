@@ -213,11 +213,10 @@ def find_layer(graph: Graph, node: gs.Node) -> Layer | None:
         return None
     shape = graph.shape(data)
     if node.attrs.get("alpha", 1.0) == 0 or (shape is not None and len(shape) < 2):
-        return None
+        return None  # nothing to solve for, or no rows
     output = node.outputs[0].name
     if node.op == "MatMul":
-        has_rows = len(graph.shape(data) or (1, 1)) > 1
-        return _product(graph, node, array) if array.ndim == 2 and has_rows else None
+        return _product(graph, node, array) if array.ndim == 2 else None
     bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2].name else None
     if node.op == "Gemm" and _beta(node) == 0:
         bias = None
