@@ -16,6 +16,7 @@ from graphopt.sparse import find_weights
 __all__ = ["StoreCodebooks"]
 
 _MOST_VALUES = 256
+_FIRST = 1 << 12  # elements that mostly tell whether there are more values
 _OPSET = 6  # the first in which Cast names its type by a number
 _NODE_BYTES = 200  # of the two nodes and the codebook's header
 _NAMES = 8  # times that the weight's name, or one made from it, comes on top
@@ -40,24 +41,29 @@ class StoreCodebooks(Pass):
                 f"{self.name}: codes need operator set {_OPSET}, the model has {graph.opset}; "
                 "export it anew with a newer one"
             )
-        stored: dict[str, Note] = {}
+        stored, left_alone = dict[str, Note](), dict[str, str]()
         for name, weight in find_weights(graph)[0].items():
             found = _codes(weight, _NODE_BYTES + _NAMES * len(name))
             scopes = {id(graph.scope_of(node)) for node in graph.consumers(name)}
-            if found is not None and len(scopes) == 1:
+            if found is not None and len(scopes) > 1:
+                left_alone[name] = "nodes of several bodies read it"
+            elif found is not None:
                 _store(graph, name, *found)
                 stored[name] = len(found[0])
         context.notes["stored"] = stored
+        context.left_alone(left_alone)
 
 
 def _codes(weight: Array, more_bytes: int) -> tuple[Array, Array] | None:
     """Values and codes, None if with so many more bytes that is no smaller; told apart by bits."""
     bits = np.ascontiguousarray(weight).view(f"u{weight.itemsize}")
-    values, codes = np.unique(bits, return_inverse=True)
-    size = codes.size + values.nbytes + more_bytes
+    if len(np.unique(bits.reshape(-1)[:_FIRST])) > _MOST_VALUES:
+        return None
+    values = np.unique(bits)
+    size = bits.size + values.nbytes + more_bytes
     if len(values) > _MOST_VALUES or size >= weight.nbytes:
         return None
-    return values.view(weight.dtype), codes.reshape(weight.shape).astype(np.uint8)
+    return values.view(weight.dtype), np.searchsorted(values, bits).astype(np.uint8)
 
 
 def _store(graph: Graph, name: str, values: Array, codes: Array) -> None:

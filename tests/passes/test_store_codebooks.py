@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import onnx
 import pytest
@@ -97,6 +99,29 @@ def test_weight_that_two_read_is_stored_once() -> None:
     graph = apply_pass(model, StoreCodebooks())
     assert [node.op for node in graph.nodes].count("Gather") == 1
     assert_same_outputs(model, graph, tolerance=0)
+
+
+def test_weight_that_several_bodies_read_is_left_alone() -> None:
+    model = parse("""g (float[4,64] x, bool c) => (float[4,64] y) <float[64,64] w> {
+        a = MatMul(x, w)
+        y = If(c) <then_branch = t () => (float[4,64] u) { u = MatMul(a, w) },
+                   else_branch = e () => (float[4,64] v) { v = Relu(a) }> }""")
+    graph = apply_pass(model, ShareWeights(bits=3))
+    context = Context(original=graph)
+    StoreCodebooks().run(graph, context)
+    assert context.notes["left_alone"] == {"w": "nodes of several bodies read it"}
+    assert graph.constant("w") is not None
+
+
+def test_dense_weights_are_passed_over_at_little_cost() -> None:
+    graph = Graph.load(
+        parse("g (float[N,999] x) => (float[N,999] y) <float[999,999] w> { y = MatMul(x, w) }")
+    )
+    tracemalloc.start()
+    StoreCodebooks().run(graph, Context(original=graph))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * graph.constants()["w"].nbytes
 
 
 def test_operator_set_without_the_cast_is_refused() -> None:
