@@ -46,7 +46,7 @@ class ShareWeights(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         chosen, left_alone = choose_weights(graph, self.weights, self.name)
-        books = self._books(chosen)
+        books = self._books(graph, chosen)
         for name, book in books.items():
             graph.set_constant(name, book.weight())
         keep_weights(graph, shared=books)
@@ -56,10 +56,11 @@ class ShareWeights(Pass):
         small = {n: "it is smaller than its codebook" for n in chosen if n not in books}
         context.left_alone({**left_alone, **small})
 
-    def _books(self, chosen: Mapping[str, Array]) -> dict[str, Codebook]:
+    def _books(self, graph: Graph, chosen: Mapping[str, Array]) -> dict[str, Codebook]:
         books = {}
         for name, weight in chosen.items():
-            most = self.conv_bits if self.conv_bits and weight.ndim > 2 else self.bits
+            convolved = graph.consumers(name)[0].op in ("Conv", "ConvTranspose")
+            most = self.conv_bits if self.conv_bits and convolved else self.bits
             if 2**most < weight.size:
                 books[name] = self._book(weight, most)
         return books

@@ -46,6 +46,11 @@ def test_bits_of_layers() -> None:
     assert_valid(graph)
 
 
+def test_products_of_batches_are_no_convolutions() -> None:
+    text = "g (float[4,N,16] x) => (float[4,N,16] y) <float[4,16,16] w> { y = MatMul(x, w) }"
+    assert _values(apply_pass(parse(text), ShareWeights(bits=3, conv_bits=5)), "w") == 8
+
+
 def test_zeros_stay(tmp_path: Path) -> None:
     pruned = apply_pass(parse(_NET), PruneWeights(sparsity=0.8))
     shared = apply_pass(pruned.to_model(), ShareWeights(bits=4))
