@@ -10,6 +10,7 @@ from onnx import TensorProto
 
 from graphopt.errors import ModelError
 from graphopt.ir import Array, Edit, Graph, NewNode
+from graphopt.ir.values import LIMIT
 from graphopt.passbase import Context, Note, Pass, Promise
 from graphopt.sparse import find_weights
 
@@ -55,13 +56,16 @@ class StoreCodebooks(Pass):
 
 
 def _codes(weight: Array, more_bytes: int) -> tuple[Array, Array] | None:
-    """Values and codes, None if with so many more bytes that is no smaller; told apart by bits."""
+    """Values and codes, None if with so many more bytes that is no smaller; told apart by bits.
+
+    So few codes that they would be taken for shapes, and widened, when the file is read are none.
+    """
     bits = np.ascontiguousarray(weight).view(f"u{weight.itemsize}")
     if len(np.unique(bits.reshape(-1)[:_FIRST])) > _MOST_VALUES:
         return None
     values = np.unique(bits)
     size = bits.size + values.nbytes + more_bytes
-    if len(values) > _MOST_VALUES or size >= weight.nbytes:
+    if len(values) > _MOST_VALUES or size >= weight.nbytes or bits.size <= LIMIT:
         return None
     return values.view(weight.dtype), np.searchsorted(values, bits).astype(np.uint8)
 

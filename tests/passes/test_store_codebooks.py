@@ -87,7 +87,9 @@ def test_no_file_gets_larger(name: str, kind: str) -> None:
         graph = apply_pass(parse(text), ShareWeights(bits=2))
         before = len(graph.to_bytes())
         StoreCodebooks().run(graph, Context(original=graph))
-        assert len(graph.to_bytes()) <= before
+        after = len(graph.to_bytes())
+        assert after <= before
+        assert len(Graph.load(graph.to_bytes()).to_bytes()) == after
         stored += len(graph.nodes) > 1
     assert 0 < stored < 15
 
