@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -24,10 +24,8 @@ from graphopt.factorize import (
     by_energy,
     by_evbmf,
     by_part,
-    cheapest,
     fixed,
     grid,
-    most_exact,
     not_slower,
     sizes_of,
     survey,
@@ -43,6 +41,8 @@ from graphopt.runtime import example_feeds
 __all__ = ["Factorize"]
 
 _DEFAULT_RATIO = 0.5
+
+_BUDGETS = {"macs", "bytes", "latency"}
 
 _NO_LAYERS = (
     "nothing is replaced, for there is no Conv, ConvTranspose, Gemm or MatMul outside bodies that "
@@ -131,7 +131,13 @@ class Factorize(Pass):
         data = None if context.calibration is None else context.calibration.take(self.samples)
         feeds = example_feeds(graph, context.calibration, context.seed)
         scene = Scene(
-            graph, sizes_of(graph, feeds), self._goal(), self.methods, context.threads, context.seed
+            graph,
+            sizes_of(graph, feeds),
+            self._goal(),
+            self.methods,
+            self._taken(),
+            context.threads,
+            context.seed,
         )
         self._check_rank(scene)
         found = survey(
@@ -158,6 +164,12 @@ class Factorize(Pass):
             within(query.method, query.kernel, ranks, self.align) for ranks in rule(query)
         )
 
+    def _taken(self) -> Literal["all", "most exact", "cheapest"]:
+        """Which replacements of a layer there must be to choose from."""
+        if self._given().keys() & _BUDGETS:
+            return "all"
+        return "most exact" if self.ratio is not None or not self._given() else "cheapest"
+
     def _check_rank(self, scene: Scene) -> None:
         """Refuse a rank that no layer's matrix has, if there are layers."""
         ranks = [min(rank) for rank in scene.full_ranks()]
@@ -182,14 +194,13 @@ class Factorize(Pass):
                         f"{key} {budget:g}: the least that was found to be left is {left:.3f}"
                     ]
                 return chosen
-        by_error = self.ratio is not None or not self._given()
-        chosen = most_exact(found.offers) if by_error else cheapest(found.offers, scene.amount)
+        chosen = {output: row[0] for output, row in found.offers.items()}
         return not_slower(chosen, timer) if scene.goal == "latency" else chosen
 
     def _left_alone(self, found: Survey, chosen: Mapping[str, Offer]) -> dict[str, str]:
         """Why layers were not replaced; none is needed for those that a budget has spared."""
         spared = [kernel.name for out, kernel in found.kernels.items() if out not in chosen]
-        if chosen and self._given().keys() & {"macs", "bytes", "latency"}:
+        if chosen and self._given().keys() & _BUDGETS:
             spared = []
         why = dict.fromkeys(spared, "the model was not measured to be faster with it replaced")
         return {**found.left_alone, **why}
@@ -250,7 +261,9 @@ def _energetic(value: float, align: int) -> Rule:
 
 
 def _significant(value: float, align: int) -> Rule:
-    return lambda query: _known(by_evbmf(query.method, query.kernel, value, align))
+    return lambda query: _known(
+        by_evbmf(query.method, query.kernel, query.plain.spectra, value, align)
+    )
 
 
 def _offered(value: float, align: int) -> Rule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphopt.factorize.choosing import by_budget, cheapest, most_exact
+from graphopt.factorize.choosing import by_budget
 from graphopt.factorize.kernels import Kernel, Sizes, kernel_of
 from graphopt.factorize.methods import METHODS
 from graphopt.factorize.offers import Goal, Offer, Query, Rule, Scene
@@ -27,11 +27,9 @@ __all__ = [
     "by_energy",
     "by_evbmf",
     "by_part",
-    "cheapest",
     "fixed",
     "grid",
     "kernel_of",
-    "most_exact",
     "not_slower",
     "sizes_of",
     "survey",

@@ -1,4 +1,4 @@
-"""Choose among the offers for all layers: one for each, or as an overall budget asks."""
+"""Choose among the offers for all layers, as an overall budget asks."""
 
 from __future__ import annotations
 
@@ -8,22 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from graphopt.coupling.knapsack import Item, choose
 from graphopt.factorize.offers import Offer
 
-__all__ = ["Choice", "by_budget", "cheapest", "most_exact"]
-
-Choice = Mapping[str, Offer]
-"""Output of the layer -> what takes its place."""
-
-
-def most_exact(offers: Mapping[str, Sequence[Offer]]) -> dict[str, Offer]:
-    """Of each layer the offer with the least error."""
-    return {name: min(row, key=lambda offer: offer.error) for name, row in offers.items() if row}
-
-
-def cheapest(
-    offers: Mapping[str, Sequence[Offer]], cost: Callable[[Offer], float]
-) -> dict[str, Offer]:
-    """Of each layer the offer that costs least."""
-    return {name: min(row, key=cost) for name, row in offers.items() if row}
+__all__ = ["by_budget"]
 
 
 def by_budget(

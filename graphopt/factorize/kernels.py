@@ -6,8 +6,9 @@ A kernel is (group, out, in, taps...), outputs and inputs counted per group, wha
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -54,10 +55,14 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Layers in a row, and the kernel that they amount to."""
+    """Layers in a row; `amount` computes the kernel that they amount to."""
 
     steps: tuple[Step, ...]
-    kernel: Doubles
+    amount: Callable[[], Doubles]
+
+    @cached_property
+    def kernel(self) -> Doubles:
+        return self.amount()
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +70,18 @@ class Kernel:
     """A Conv, ConvTranspose, Gemm or MatMul with a constant weight of its own."""
 
     layer: LinearLayer
-    tensor: Doubles
+
+    @cached_property
+    def tensor(self) -> Doubles:
+        """The kernel, its factor included: made when it is first asked for, for it is large."""
+        return _tensor(self.layer)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        weight, groups = self.layer.weight, self.layer.groups
+        first, second = len(weight) // groups, weight.shape[1]
+        ends = (first, second) if self.layer.outputs_first else (second, first)
+        return (groups, *ends, *weight.shape[2:])
 
     @property
     def node(self) -> gs.Node:
@@ -82,19 +98,19 @@ class Kernel:
 
     @property
     def groups(self) -> int:
-        return int(self.tensor.shape[0])
+        return self.shape[0]
 
     @property
     def outputs(self) -> int:
-        return int(self.tensor.shape[1])
+        return self.shape[1]
 
     @property
     def inputs(self) -> int:
-        return int(self.tensor.shape[2])
+        return self.shape[2]
 
     @property
     def taps(self) -> tuple[int, ...]:
-        return self.tensor.shape[3:]
+        return self.shape[3:]
 
     @property
     def is_dense(self) -> bool:
@@ -105,7 +121,7 @@ class Kernel:
     def parts(self) -> tuple[Part, ...]:
         """The layer itself as a chain of one."""
         scatters = self.node.op == "ConvTranspose"
-        return (Part(self.tensor.size, (True,) * len(self.taps), scatters),)
+        return (Part(self.layer.weight.size, (True,) * len(self.taps), scatters),)
 
     def step(self, tensor: Doubles) -> Step:
         """The layer with another kernel, its factor in the weight."""
@@ -157,7 +173,7 @@ def kernel_of(graph: Graph, node: gs.Node) -> Kernel | str | None:
         return "its weight is no matrix"
     if node.attrs.get("transA", 0):
         return "it transposes its input"
-    return Kernel(layer, _tensor(layer))
+    return Kernel(layer)
 
 
 def _tensor(layer: LinearLayer) -> Doubles:

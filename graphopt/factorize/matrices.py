@@ -17,6 +17,7 @@ from graphopt.factorize.pieces import (
     along_axes,
     bare,
     leading,
+    left_out,
     pointwise,
     spectrum,
 )
@@ -43,6 +44,25 @@ def _leading_rows(
 def _plain(matrix: Doubles) -> Doubles:
     """Second moments of rows whose columns count alike."""
     return np.asarray(matrix @ matrix.transpose(0, 2, 1))
+
+
+class _Cut:
+    """A matrix (group, row, column) cut at any rank into its leading directions and the rest.
+
+    What was multiplied for one rank serves for the next.
+    """
+
+    def __init__(self, matrix: Doubles, basis: Doubles) -> None:
+        self._matrix, self._basis = matrix, basis
+        self._rows = np.empty((len(matrix), 0, matrix.shape[2]))
+
+    def __call__(self, rank: int) -> tuple[Doubles, Doubles]:
+        """Directions (group, row, component), and what they are multiplied with."""
+        known = self._rows.shape[1]
+        if rank > known:
+            more = self._basis[:, :, known:rank].transpose(0, 2, 1) @ self._matrix
+            self._rows = np.concatenate([self._rows, more], axis=1)
+        return self._basis[:, :, :rank], self._rows[:, :rank]
 
 
 # ---- svd and channel: fewer outputs, then a product at each place ----------------------------
@@ -77,31 +97,31 @@ def channel(kernel: Kernel, sample: Sample | None) -> Decomposition:
     if kernel.node.op == "ConvTranspose":
         return _transposed_channel(kernel)
     matrix = kernel.tensor.reshape(kernel.groups, kernel.outputs, -1)
-    shape = (kernel.inputs, *kernel.taps)
     energies, basis = _leading_rows(matrix, _plain if sample is None else sample.sums)
+    cut = _Cut(matrix, basis)
 
     def build(ranks: Ranks, rounds: int) -> Chain:
-        outer = basis[:, :, : ranks[0]]
-        inner = (outer.transpose(0, 2, 1) @ matrix).reshape(len(outer), -1, *shape)
-        made = (outer @ inner.reshape(*inner.shape[:2], -1)).reshape(kernel.tensor.shape)
-        return Chain((bare(kernel, inner), pointwise(kernel, outer)), made)
+        outer, inner = cut(ranks[0])
+        tensor = inner.reshape(*inner.shape[:2], kernel.inputs, *kernel.taps)
+        steps = bare(kernel, tensor), pointwise(kernel, outer)
+        return Chain(steps, lambda: (outer @ inner).reshape(kernel.shape))
 
-    return Decomposition((spectrum(energies),), build)
+    return Decomposition((spectrum(energies),), build, left_out(energies))
 
 
 def _transposed_channel(kernel: Kernel) -> Decomposition:
     turned = kernel.tensor.swapaxes(1, 2)
     matrix = turned.reshape(kernel.groups, kernel.inputs, -1)
     energies, basis = _leading_rows(matrix, _plain)
+    cut = _Cut(matrix, basis)
 
     def build(ranks: Ranks, rounds: int) -> Chain:
-        inner = basis[:, :, : ranks[0]].transpose(0, 2, 1)
-        outer = inner @ matrix
-        made = (inner.transpose(0, 2, 1) @ outer).reshape(turned.shape).swapaxes(1, 2)
-        tensor = outer.reshape(len(outer), -1, *turned.shape[2:]).swapaxes(1, 2)
-        return Chain((pointwise(kernel, inner), kernel.step(tensor)), made)
+        inner, outer = cut(ranks[0])
+        tensor = outer.reshape(*outer.shape[:2], *turned.shape[2:]).swapaxes(1, 2)
+        steps = pointwise(kernel, inner.transpose(0, 2, 1)), kernel.step(tensor)
+        return Chain(steps, lambda: (inner @ outer).reshape(turned.shape).swapaxes(1, 2))
 
-    return Decomposition((spectrum(energies),), build)
+    return Decomposition((spectrum(energies),), build, left_out(energies))
 
 
 # ---- spatial: down the columns, then along the rows ------------------------------------------
@@ -116,28 +136,32 @@ def spatial_parts(kernel: Kernel, ranks: Ranks) -> tuple[Part, ...]:
 
 def spatial(kernel: Kernel, sample: Sample | None) -> Decomposition:
     """Convolve with columns, then with rows (Jaderberg et al. 2014, scheme 2)."""
-    groups, outputs, inputs, height, width = kernel.tensor.shape
-    matrix = kernel.tensor.transpose(0, 2, 3, 1, 4).reshape(groups, inputs * height, -1)
+    groups, outputs, inputs, height, width = kernel.shape
+    matrix = kernel.tensor.transpose(0, 1, 4, 2, 3).reshape(groups, outputs * width, -1)
     moment = None if sample is None else sample.moment((0, 1), (inputs, height, width))
 
     def moments(turned: Doubles) -> Doubles:
         weighted = turned if moment is None else turned @ moment
         return np.asarray(weighted @ turned.transpose(0, 2, 1))
 
-    energies, basis = _leading_rows(matrix.transpose(0, 2, 1), moments)
+    energies, basis = _leading_rows(matrix, moments)
+    cut = _Cut(matrix, basis)
 
     def build(ranks: Ranks, rounds: int) -> Chain:
-        rows = basis[:, :, : ranks[0]].transpose(0, 2, 1)
-        columns = matrix @ rows.transpose(0, 2, 1)
-        made = (columns @ rows).reshape(groups, inputs, height, outputs, width)
-        down = columns.transpose(0, 2, 1).reshape(-1, inputs, height, 1)
-        along = rows.reshape(groups, -1, outputs, width).swapaxes(1, 2)
+        rows, columns = cut(ranks[0])
+        down = columns.reshape(-1, inputs, height, 1)
+        along = rows.reshape(groups, outputs, width, -1).transpose(0, 1, 3, 2)
         return Chain(
             (
                 along_axes(kernel, down, (0,)),
                 along_axes(kernel, along.reshape(groups * outputs, -1, 1, width), (1,)),
             ),
-            made.transpose(0, 3, 1, 2, 4),
+            lambda: (
+                (rows @ columns)
+                .reshape(groups, outputs, width, inputs, height)
+                .transpose(0, 1, 3, 4, 2)
+            ),
         )
 
-    return Decomposition((spectrum(energies),), build)
+    lost = left_out(energies) if sample is None else None  # else its metric is but close
+    return Decomposition((spectrum(energies),), build, lost)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -57,6 +59,15 @@ class Query:
     decomposition: Decomposition
     cost: Callable[[Ranks], float]
     """What ranks leave of the layer's work, or of its bytes where size is the goal."""
+    aware: bool
+    """Whether inputs have a say in the decomposition."""
+
+    @property
+    def plain(self) -> Decomposition:
+        """The decomposition of the weights alone."""
+        if self.aware:
+            return self.method.decompose(self.kernel, None)
+        return self.decomposition
 
     @property
     def full(self) -> Ranks:
@@ -68,6 +79,8 @@ Rule = Callable[[Query], Iterable[Ranks]]
 Judge = Callable[[Doubles], float]
 """From what a kernel would become to its error."""
 
+_Found = tuple[Offer, Decomposition]
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -77,6 +90,8 @@ class Scene:
     sizes: Mapping[str, Sizes]
     goal: Goal
     methods: Sequence[str]
+    take: Literal["all", "most exact", "cheapest"] = "all"
+    """Which replacements of a layer are wanted: the others need not be timed."""
     threads: int = 1
     seed: int = 0
     timed: dict[tuple[object, ...], tuple[float, float] | None] = field(default_factory=dict)
@@ -110,9 +125,13 @@ class Scene:
 
 
 def offers_of(scene: Scene, kernel: Kernel, sample: Sample | None, rule: Rule) -> list[Offer]:
-    """Replacements of a layer that reach the goal, the cheapest and least exact first."""
-    whole, judge = scene.cost(kernel, kernel.parts), _judge(kernel, sample)
-    found: list[tuple[Offer, Decomposition]] = []
+    """Replacements of a layer that reach the goal, the cheapest and least exact first.
+
+    Only the best of them, if the scene takes no more.
+    """
+    whole = scene.cost(kernel, kernel.parts)
+    judge = cache(lambda: _judge(kernel, sample))
+    found: list[_Found] = []
     for name in scene.methods:
         method = METHODS[name]
         if not method.fits(kernel):
@@ -122,22 +141,32 @@ def offers_of(scene: Scene, kernel: Kernel, sample: Sample | None, rule: Rule) -
         def cost(ranks: Ranks, method: Method = method) -> float:
             return scene.cost(kernel, method.parts(kernel, ranks)) / max(whole, 1)
 
-        for ranks in rule(Query(kernel, method, decomposition, cost)):
+        for ranks in rule(Query(kernel, method, decomposition, cost, sample is not None)):
             if cost(ranks) < 1:
-                chain = decomposition.build(ranks, 0)
-                found.append((scene.offer(kernel, name, ranks, judge(chain.kernel)), decomposition))
-    taken = []
-    for offer, decomposition in _thinned(_undominated(scene, found)):
-        chain = decomposition.build(offer.ranks, _ROUNDS)
-        refined = replace(offer, error=judge(chain.kernel))
-        shift = None
-        if sample is not None and has_free_bias(scene.graph, kernel):
-            shift = sample.shift(kernel.tensor, chain.kernel)
-        ready = replace(refined, chain=Replacement.of(kernel, chain, shift))
-        timed = _timed(scene, kernel, ready)
-        if timed is not None:
-            taken.append(timed)
-    return taken
+                lost = decomposition.lost
+                error = lost(ranks) if lost else judge()(decomposition.build(ranks, 0).kernel)
+                found.append((scene.offer(kernel, name, ranks, error), decomposition))
+    built: Iterable[Offer] = (
+        _built(scene, kernel, sample, entry, judge)
+        for entry in _thinned(_undominated(scene, found))
+    )
+    if scene.take == "most exact":
+        built = sorted(built, key=lambda offer: offer.error)
+    faster = (timed for offer in built if (timed := _timed(scene, kernel, offer)) is not None)
+    return list(faster if scene.take == "all" else islice(faster, 1))
+
+
+def _built(
+    scene: Scene, kernel: Kernel, sample: Sample | None, found: _Found, judge: Callable[[], Judge]
+) -> Offer:
+    """The offer with the layers that it stands for, refined, and what they get wrong."""
+    offer, decomposition = found
+    chain = decomposition.build(offer.ranks, _ROUNDS)
+    error = offer.error if decomposition.lost else judge()(chain.kernel)
+    shift = None
+    if sample is not None and has_free_bias(scene.graph, kernel):
+        shift = sample.shift(kernel.tensor, chain.kernel)
+    return replace(offer, error=error, chain=Replacement.of(kernel, chain, shift))
 
 
 def _judge(kernel: Kernel, sample: Sample | None) -> Judge:
@@ -145,9 +174,6 @@ def _judge(kernel: Kernel, sample: Sample | None) -> Judge:
         return sample.judge(kernel.tensor)
     energy = max(float(np.sum(kernel.tensor**2)), 1e-30)
     return lambda made: float(np.sum((kernel.tensor - made) ** 2)) / energy
-
-
-_Found = tuple[Offer, Decomposition]
 
 
 def _undominated(scene: Scene, found: Sequence[_Found]) -> list[_Found]:
@@ -175,7 +201,15 @@ def _timed(scene: Scene, kernel: Kernel, offer: Offer) -> Offer | None:
         return offer
     node, sizes = kernel.node, scene.sizes[kernel.output]
     attrs = tuple(sorted((key, str(value)) for key, value in node.attrs.items()))
-    key = (node.op, attrs, kernel.tensor.shape, sizes.read, offer.method, offer.ranks)
+    key = (
+        node.op,
+        attrs,
+        kernel.shape,
+        str(kernel.layer.weight.dtype),
+        sizes.read,
+        offer.method,
+        offer.ranks,
+    )
     if key not in scene.timed:
         scene.timed[key] = _time(scene, kernel, offer.chain)
     measured = scene.timed[key]

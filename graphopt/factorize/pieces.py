@@ -16,6 +16,7 @@ __all__ = [
     "along_axes",
     "bare",
     "leading",
+    "left_out",
     "pointwise",
     "spectrum",
     "whitened",
@@ -31,11 +32,13 @@ Build = Callable[[Ranks, int], Chain]
 class Decomposition:
     """A kernel taken apart: cut at any rank it is a chain.
 
-    A spectrum, for each rank, holds the roots of the energies that the components carry.
+    A spectrum, for each rank, holds the roots of the energies that the components carry. `lost`
+    is the error at ranks where that is known without building anything, refined or not.
     """
 
     spectra: tuple[Doubles, ...]
     build: Build
+    lost: Callable[[Ranks], float] | None = None
 
 
 def leading(grams: Doubles) -> tuple[Doubles, Doubles]:
@@ -47,6 +50,12 @@ def leading(grams: Doubles) -> tuple[Doubles, Doubles]:
 def spectrum(energies: Doubles) -> Doubles:
     """The roots of energies (group, component), of all groups together."""
     return np.asarray(np.sqrt(np.maximum(energies.sum(axis=0), 0.0)))
+
+
+def left_out(energies: Doubles) -> Callable[[Ranks], float]:
+    """From ranks to the part of the energies (group, component) that no component carries."""
+    tails = np.append(np.cumsum(energies.sum(axis=0)[::-1])[::-1], 0.0)
+    return lambda ranks: float(tails[ranks[0]] / max(tails[0], 1e-30))
 
 
 def whitened(kernel: Kernel, sample: Sample | None) -> tuple[Doubles, Doubles]:

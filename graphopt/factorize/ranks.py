@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from graphopt.factorize.evbmf import evbmf_rank
-from graphopt.factorize.kernels import Kernel
+from graphopt.factorize.kernels import Doubles, Kernel
 from graphopt.factorize.methods import Method
 from graphopt.factorize.pieces import Decomposition, Ranks
 
@@ -35,15 +35,18 @@ def by_energy(decomposition: Decomposition, full: Ranks, share: float, align: in
     return tuple(found)
 
 
-def by_evbmf(method: Method, kernel: Kernel, factor: float, align: int) -> Ranks | None:
-    """What stands out of noise in the weights alone, times a factor; None without matrices."""
+def by_evbmf(
+    method: Method, kernel: Kernel, spectra: Sequence[Doubles], factor: float, align: int
+) -> Ranks | None:
+    """What stands out of noise in the weights alone, times a factor; None without matrices.
+
+    The spectra are those of the weights alone.
+    """
     shapes = method.unfoldings(kernel)
     if not shapes:
         return None
-    found, plain = [], method.decompose(kernel, None)
-    for spectrum, (rows, columns), most in zip(
-        plain.spectra, shapes, method.full(kernel), strict=True
-    ):
+    found = []
+    for spectrum, (rows, columns), most in zip(spectra, shapes, method.full(kernel), strict=True):
         # Groups are factorized alike: their mean spectrum decides.
         rank = evbmf_rank(spectrum / np.sqrt(kernel.groups), rows, columns)
         found.append(_upwards(max(round(rank * factor), 1), most, align))

@@ -71,7 +71,8 @@ def survey(
         sample = None if walk is None else sample_of(kernel, walk, scene.seed + number)
         found = offers_of(scene, kernel, sample, rule)
         if found:
-            offers[kernel.output], kernels[kernel.output] = found, kernel
+            offers[kernel.output] = found
+            kernels[kernel.output] = Kernel(kernel.layer)  # without its tensor, which is large
         else:
             left_alone[kernel.name] = _REASONS[scene.goal]
     return Survey(kernels, offers, left_alone)

@@ -1,6 +1,7 @@
-"""Kernels as tensors: Tucker-2 and CP, by TensorLy.
+"""Kernels as tensors: Tucker-2 and CP.
 
-Kernels are (group, out, in, taps...); groups are factorized alike, each for itself.
+Kernels are (group, out, in, taps...); groups are factorized alike, each for itself. No product of
+factors is ever larger than a kernel's column for each component.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import tensorly.decomposition
-from tensorly.cp_tensor import CPTensor
 
 from graphopt.factorize.kernels import Chain, Doubles, Kernel, Part
 from graphopt.factorize.pieces import (
@@ -44,46 +43,55 @@ def tucker_parts(kernel: Kernel, ranks: Ranks) -> tuple[Part, ...]:
 def tucker(kernel: Kernel, sample: Sample | None) -> Decomposition:
     """Project inputs and outputs of a smaller convolution (Tucker-2; Kim et al. 2016).
 
-    The bases are the leading singular vectors of the unfoldings, refined by TensorLy's alternating
-    projections.
+    The bases are the leading singular vectors of the unfoldings, refined by alternating
+    projections (De Lathauwer et al. 2000).
     """
     white, unwhiten = whitened(kernel, sample)
-    bases, energies = [], []
-    for mode in (1, 2):
-        flat = np.moveaxis(white, mode, 1).reshape(kernel.groups, white.shape[mode], -1)
-        energy, basis = leading(flat @ flat.transpose(0, 2, 1))
-        bases.append(basis)
-        energies.append(energy)
+    energies, bases = zip(*(_leading_along(white, mode) for mode in (1, 2)), strict=True)
 
     def build(ranks: Ranks, rounds: int) -> Chain:
         outer, inner = (basis[:, :, :rank] for basis, rank in zip(bases, ranks, strict=True))
-        if rounds:
-            pairs = [
-                _refined(white[group], outer[group], inner[group], rounds)
-                for group in range(kernel.groups)
-            ]
-            outer, inner = (np.stack(entries) for entries in zip(*pairs, strict=True))
+        outer, inner = _alternating(white, outer, inner, rounds)
         core = np.einsum("goi...,gor,gis->grs...", white, outer, inner, optimize=True)
         given = inner.transpose(0, 2, 1) @ unwhiten
-        made = np.einsum("grs...,gor,gsi->goi...", core, outer, given, optimize=True)
         steps = pointwise(kernel, given), bare(kernel, core), pointwise(kernel, outer)
-        return Chain(steps, made)
+        return Chain(
+            steps,
+            lambda: np.asarray(
+                np.einsum("grs...,gor,gsi->goi...", core, outer, given, optimize=True)
+            ),
+        )
 
     return Decomposition(tuple(spectrum(energy) for energy in energies), build)
 
 
-def _refined(
-    tensor: Doubles, outer: Doubles, inner: Doubles, rounds: int
+_LEAST_GAIN = 1e-4
+"""Of the root of the part of the energy that is lost: a round that gains less is the last."""
+
+
+def _alternating(
+    white: Doubles, outer: Doubles, inner: Doubles, rounds: int
 ) -> tuple[Doubles, Doubles]:
-    core = np.einsum("oi...,or,is->rs...", tensor, outer, inner, optimize=True)
-    (_, factors), _ = tensorly.decomposition.partial_tucker(
-        tensor,
-        rank=[outer.shape[1], inner.shape[1]],
-        modes=[0, 1],
-        n_iter_max=rounds,
-        init=(core, [outer, inner]),
-    )
-    return np.asarray(factors[0]), np.asarray(factors[1])
+    """Each basis (group, size, component) in turn the best one beside the other."""
+    whole, last = max(float(np.sum(white**2)), 1e-30), 1.0
+    for _ in range(rounds):
+        rest = np.einsum("goi...,gis->gos...", white, inner, optimize=True)
+        outer = _leading_along(rest, 1)[1][:, :, : outer.shape[2]]
+        rest = np.einsum("goi...,gor->gri...", white, outer, optimize=True)
+        energies, basis = _leading_along(rest, 2)
+        inner = basis[:, :, : inner.shape[2]]
+        kept = float(np.sum(energies[:, : inner.shape[2]]))
+        lost = math.sqrt(max(1 - kept / whole, 0.0))
+        if last - lost < _LEAST_GAIN:
+            break
+        last = lost
+    return outer, inner
+
+
+def _leading_along(tensor: Doubles, axis: int) -> tuple[Doubles, Doubles]:
+    """Energies and directions of a tensor's unfolding along an axis."""
+    flat = np.moveaxis(tensor, axis, 1).reshape(len(tensor), tensor.shape[axis], -1)
+    return leading(flat @ flat.transpose(0, 2, 1))
 
 
 # ---- cp: fewer inputs, each axis for itself, the outputs -------------------------------------
@@ -106,94 +114,129 @@ def cp_parts(kernel: Kernel, ranks: Ranks) -> tuple[Part, ...]:
 def cp(kernel: Kernel, sample: Sample | None) -> Decomposition:
     """Write the kernel as a sum of products of vectors (CP; Lebedev et al. 2015).
 
-    TensorLy's alternating least squares start from the singular vectors of each tap's matrix,
-    whose leading ones alone are such a sum; it is never left for a worse one.
+    Alternating least squares start from the singular vectors of each tap's matrix, whose leading
+    ones alone are such a sum; it is never left for a worse one.
     """
     white, unwhiten = whitened(kernel, sample)
-    slices = [_slices(tensor) for tensor in white]
+    weights, factors = _slices(white)
 
     def build(ranks: Ranks, rounds: int) -> Chain:
-        found = [
-            _alternated(tensor, _largest(part, ranks[0]), rounds)
-            for tensor, part in zip(white, slices, strict=True)
-        ]
-        outer, inner, *axes = (np.stack(entries) for entries in zip(*found, strict=True))
+        start = [factor[:, :, : ranks[0]] for factor in factors]
+        outer, inner, *axes = _even(_solved(white, weights[:, : ranks[0]], start, rounds))
         given = inner.transpose(0, 2, 1) @ unwhiten
-        turned = given.transpose(0, 2, 1)
-        made = np.stack([_product(group) for group in zip(outer, turned, *axes, strict=True)])
         middle = [
             along_axes(kernel, _depthwise(factor, axis, len(axes)), (axis,), each=True)
             for axis, factor in enumerate(axes)
         ]
         steps = (pointwise(kernel, given), *middle, pointwise(kernel, outer))
-        return Chain(steps, made)
+        return Chain(steps, lambda: _product([outer, given.transpose(0, 2, 1), *axes]))
 
-    energies = np.stack([part[0] for part in slices]) ** 2
-    return Decomposition((spectrum(energies),), build)
+    return Decomposition((spectrum(weights**2),), build)
 
 
 _RIDGE = 1e-7
 """Keeps factors from growing against each other without bound, components being of norm 1."""
 
-_Slices = tuple[Doubles, tuple[Doubles, ...]]
-"""Weights of components, largest first, and a factor (size, component) for each axis."""
+_Factors = list[Doubles]
+"""A factor (group, size, component) for each axis: outputs, inputs, taps."""
 
 
-def _slices(tensor: Doubles) -> _Slices:
-    """The components of a kernel (out, in, taps...) tap by tap: sums of them are nested."""
-    taps = tensor.shape[2:]
-    flat = tensor.reshape(*tensor.shape[:2], -1).transpose(2, 0, 1)
+def _slices(white: Doubles) -> tuple[Doubles, _Factors]:
+    """The components of a kernel tap by tap, largest first: sums of them are nested.
+
+    Their weights (group, component), and factors whose columns have norm 1.
+    """
+    groups, outputs, inputs, *taps = white.shape
+    flat = np.moveaxis(white.reshape(groups, outputs, inputs, -1), -1, 1)
     left, values, right = np.linalg.svd(flat, full_matrices=False)
-    order = np.argsort(values.reshape(-1))[::-1]
-    places = np.unravel_index(order // values.shape[1], taps) if taps else ()
-    outer = left.transpose(1, 0, 2).reshape(len(tensor), -1)[:, order]
-    inner = right.reshape(-1, tensor.shape[1])[order].T
-    axes = [np.eye(size)[:, place] for size, place in zip(taps, places, strict=True)]
-    return values.reshape(-1)[order], (outer, inner, *axes)
+    count = values.shape[2]
+    order = np.argsort(-values.reshape(groups, -1), axis=1, kind="stable")
+    outer = np.moveaxis(left, 1, 2).reshape(groups, outputs, -1)
+    inner = np.moveaxis(right, 3, 1).reshape(groups, inputs, -1)
+    places = np.unravel_index(order // count, taps)
+    axes = [
+        np.eye(size)[place].transpose(0, 2, 1) for size, place in zip(taps, places, strict=True)
+    ]
+    sides = [np.take_along_axis(side, order[:, np.newaxis], axis=2) for side in (outer, inner)]
+    return np.take_along_axis(values.reshape(groups, -1), order, axis=1), [*sides, *axes]
 
 
-def _largest(slices: _Slices, rank: int) -> _Slices:
-    weights, factors = slices
-    return weights[:rank], tuple(factor[:, :rank] for factor in factors)
+def _solved(white: Doubles, weights: Doubles, start: _Factors, rounds: int) -> _Factors:
+    """Factors by alternating least squares, the first of them with the weights.
 
-
-def _alternated(tensor: Doubles, start: _Slices, rounds: int) -> tuple[Doubles, ...]:
-    """Factors whose product is near a tensor, their norms spread evenly."""
-    weights, factors = start
-    best = _even(weights, factors)
+    Of each group, what it starts from where that is better.
+    """
+    first = [start[0] * weights[:, np.newaxis], *start[1:]]
     if not rounds:
-        return best
-    scale = float(np.sqrt(np.mean(weights**2))) or 1.0
+        return first
+    factors, flat = first, white.reshape(*white.shape[:2], -1)
     try:
-        values, made = tensorly.decomposition.parafac(
-            tensor / scale,
-            rank=len(weights),
-            n_iter_max=rounds,
-            init=CPTensor((weights / scale, list(factors))),
-            tol=1e-7,
-            l2_reg=_RIDGE,
-        )
+        for _ in range(rounds):
+            factors = _next_round(white, flat, factors)
     except np.linalg.LinAlgError:
-        return best
-    tried = _even(np.asarray(values) * scale, [np.asarray(factor) for factor in made])
-    errors = [float(np.sum((tensor - _product(entry)) ** 2)) for entry in (best, tried)]
-    return tried if errors[1] < errors[0] else best
+        return first
+    errors = [
+        np.sum((white - _product(f)).reshape(len(white), -1) ** 2, 1) for f in (factors, first)
+    ]
+    better = (errors[0] < errors[1])[:, np.newaxis, np.newaxis]
+    return [np.where(better, new, old) for new, old in zip(factors, first, strict=True)]
 
 
-def _even(weights: Doubles, factors: tuple[Doubles, ...] | list[Doubles]) -> tuple[Doubles, ...]:
-    norms = [np.maximum(np.linalg.norm(factor, axis=0), 1e-30) for factor in factors]
-    whole = weights * np.prod(norms, axis=0)
-    each = np.abs(whole) ** (1 / len(factors))
-    scaled = [factor / norm * each for factor, norm in zip(factors, norms, strict=True)]
-    return scaled[0] * np.sign(whole), *scaled[1:]
+def _next_round(white: Doubles, flat: Doubles, factors: _Factors) -> _Factors:
+    """Solve for inputs and taps beside the outputs, then for the outputs beside those."""
+    outer, *others = factors
+    outer = _unit(outer)
+    cube = (flat.transpose(0, 2, 1) @ outer).reshape(len(white), *white.shape[2:], -1)
+    for place in range(len(others)):
+        beside = [outer, *(f for other, f in enumerate(others) if other != place)]
+        others[place] = _unit(_least_squares(_contracted(cube, others, place), beside))
+    return [_least_squares(flat @ _spread(others), others), *others]
 
 
-def _product(factors: tuple[Doubles, ...]) -> Doubles:
-    letters = "abcdefgh"[: len(factors)]
-    return np.asarray(
-        np.einsum(",".join(f"{letter}r" for letter in letters) + "->" + letters, *factors,
-                  optimize=True)
-    )  # fmt: skip
+def _unit(factor: Doubles) -> Doubles:
+    norms = np.linalg.norm(factor, axis=1, keepdims=True)
+    return np.asarray(factor / np.maximum(norms, 1e-30))
+
+
+def _least_squares(sums: Doubles, beside: _Factors) -> Doubles:
+    """A factor from the tensor's products (group, size, component) with the others."""
+    gram = math.prod((f.transpose(0, 2, 1) @ f for f in beside), start=np.float64(1.0))
+    solved = np.linalg.solve(gram + _RIDGE * np.eye(gram.shape[-1]), sums.transpose(0, 2, 1))
+    return np.asarray(solved.transpose(0, 2, 1))
+
+
+def _contracted(cube: Doubles, factors: _Factors, kept: int) -> Doubles:
+    """A tensor (group, axes..., component) summed over all axes but one, each with its factor."""
+    for axis in reversed(range(len(factors))):
+        if axis != kept:
+            factor = factors[axis]
+            shape = [1] * cube.ndim
+            shape[0], shape[axis + 1], shape[-1] = factor.shape
+            cube = np.sum(cube * factor.reshape(shape), axis=axis + 1)
+    return cube
+
+
+def _spread(factors: _Factors) -> Doubles:
+    """Products of the factors' columns: (group, all places, component)."""
+    made, *others = factors
+    for factor in others:
+        wide = made[:, :, np.newaxis] * factor[:, np.newaxis]
+        made = wide.reshape(len(made), -1, made.shape[2])
+    return made
+
+
+def _product(factors: _Factors) -> Doubles:
+    """The tensor that factors amount to."""
+    outer, *others = factors
+    sizes = [factor.shape[1] for factor in factors]
+    return np.asarray(outer @ _spread(others).transpose(0, 2, 1)).reshape(len(outer), *sizes)
+
+
+def _even(factors: _Factors) -> _Factors:
+    """The same components, their norms spread evenly over the factors."""
+    norms = [np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-30) for f in factors]
+    each = math.prod(norms) ** (1 / len(factors))
+    return [factor / norm * each for factor, norm in zip(factors, norms, strict=True)]
 
 
 def _depthwise(factor: Doubles, axis: int, count: int) -> Doubles:

@@ -9,6 +9,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tensorly
+import tensorly.decomposition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -187,6 +189,45 @@ def test_refinement_never_makes_the_error_larger(case: Case) -> None:
         ranks = method.bound(kernel, parts_of(method.full(kernel), 0.4))
         plain, refined = (decomposition.build(ranks, rounds).kernel for rounds in (0, 8))
         assert error(kernel, refined, None) <= error(kernel, plain, None) + 1e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(case=layers(), share=st.floats(0.1, 1.0))
+def test_error_that_is_known_is_that_of_what_is_built(case: Case, share: float) -> None:
+    kernel = kernel_in(case.graph())
+    for name, method in METHODS.items():
+        for sample in (None, sample_for(kernel, case.seed)):
+            if not method.fits(kernel):
+                continue
+            decomposition = method.decompose(kernel, sample)
+            if decomposition.lost is None:
+                continue
+            ranks = parts_of(method.full(kernel), share)
+            built = error(kernel, decomposition.build(ranks, 3).kernel, sample)
+            slack = 1e-9 if sample is None else 1e-2  # of its ridge
+            assert abs(decomposition.lost(ranks) - built) < slack, (name, ranks)
+
+
+def test_tucker_and_cp_are_as_near_as_those_of_another_implementation() -> None:
+    text = """layer (float[1,24,8,8] x) => (float[1,32,6,6] y) <float[32,24,3,3] w> {
+        y = Conv<kernel_shape=[3,3]>(x, w)
+    }"""
+    kernel = kernel_in(Graph.load(parse(text)))
+    tensor = kernel.tensor[0]
+    core, bases = tensorly.decomposition.partial_tucker(
+        tensor, rank=[12, 9], modes=[0, 1], n_iter_max=50
+    )[0]
+    other = np.einsum("rs...,or,is->oi...", core, *bases)
+    made = METHODS["tucker"].decompose(kernel, None).build((12, 9), 50).kernel
+    assert error(kernel, made, None) <= error(kernel, other[np.newaxis], None) + 1e-3
+    start = METHODS["cp"].decompose(kernel, None).build((40,), 0).kernel
+    made = METHODS["cp"].decompose(kernel, None).build((40,), 30).kernel
+    parts = tensorly.decomposition.parafac(
+        tensor, rank=40, n_iter_max=30, init="random", random_state=0
+    )
+    other = tensorly.cp_to_tensor(parts)[np.newaxis]
+    assert error(kernel, made, None) < 0.9 * error(kernel, start, None)
+    assert error(kernel, made, None) <= error(kernel, other, None) + 0.02
 
 
 def test_cp_finds_what_is_a_sum_of_products() -> None:

@@ -83,3 +83,24 @@ def test_wide_layers_are_seen_in_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> 
     assert fewer is not None
     assert whole.rows.shape == (1, 300, 64)
     assert 100 <= fewer.rows.shape[1] < 100 + 32, "whole batches are taken"
+
+
+def test_no_product_of_factors_is_larger_than_a_column_for_each_component() -> None:
+    graph = Graph.load(
+        parse(
+            """layer (float[N,64,8,8] x) => (float[N,64,6,6] y) <float[64,64,3,3] w> {
+                y = Conv<kernel_shape=[3,3]>(x, w)
+            }"""
+        )
+    )
+    kernel = _kernel(graph)
+    decomposition = METHODS["cp"].decompose(kernel, None)
+    tracemalloc.start()
+    try:
+        chain = decomposition.build((256,), 2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert chain.kernel.shape == kernel.tensor.shape
+    column = 64 * 3 * 3 * 256 * 8
+    assert peak < 8 * column, "64 * 64 * 3 places for each component would be 21 columns"

@@ -218,6 +218,32 @@ def test_only_what_is_measured_to_be_faster_is_replaced(monkeypatch: pytest.Monk
     assert {entry["time"] for entry in layers(context).values()} == {0.6}
 
 
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({"ratio": 0.5}, 1), ({"energy": 0.8}, 1), ({"rank": 4}, 1), ({"macs": 0.5}, 8)],
+)
+def test_what_cannot_be_chosen_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, float], count: int
+) -> None:
+    timed = []
+
+    def measured(
+        a: Graph, b: Graph, *, feeds: Mapping[str, Array], plan: object = None
+    ) -> BenchResult:
+        timed.append(b)
+        latency = Latency(1.0, 1.0, 1.0)
+        return BenchResult(latency, latency, 0.5, (0.49, 0.51), 20, 1)
+
+    text = """one (float[N,32,8,8] x) => (float[N,32,6,6] y) <float[32,32,3,3] w> {
+        y = Conv<kernel_shape=[3,3]>(x, w)
+    }"""
+    monkeypatch.setattr("graphopt.factorize.offers.bench", measured)
+    monkeypatch.setattr("graphopt.factorize.timing.bench", _bench(0.5))
+    _, context = run(Graph.load(parse(text)), Factorize(align=1, **options))  # type: ignore[arg-type]
+    assert layers(context)
+    assert len(timed) == count
+
+
 def test_a_model_that_gets_slower_gets_its_layers_back(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = network()
     monkeypatch.setattr("graphopt.factorize.offers.bench", _bench(0.6))
