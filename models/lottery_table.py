@@ -8,7 +8,9 @@ places filled with newly drawn weights, trained alike. Errors are of test images
 from __future__ import annotations
 
 import tempfile
+from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 import click
 import numpy as np
@@ -20,6 +22,7 @@ from graphopt.data import Dataset, input_specs
 from graphopt.ir import Graph
 from graphopt.passbase import Context, Pass
 from graphopt.sparse import find_weights, keep_weights
+from graphopt.train import Plan
 from models.compression_table import measured
 from models.networks import NETWORKS
 from models.train import export
@@ -65,24 +68,41 @@ def redrawn(ticket: Graph, fresh: Graph) -> Graph:
 @click.option("--steps", default=7, show_default=True, help="Rounds of pruning and rewinding.")
 @click.option("--epochs", default=10.0, show_default=True, help="Of every training.")
 @click.option("--rate", default=1.2e-3, show_default=True, help="Of Adam.")
-def main(spec: str, seeds: int, sparsity: float, steps: int, epochs: float, rate: float) -> None:
+@click.option(
+    "--schedule", default="constant", show_default=True, type=click.Choice(["constant", "cosine"])
+)
+@click.option("--decay", default=0.0, show_default=True, help="Of weights.")
+def main(
+    spec: str,
+    seeds: int,
+    sparsity: float,
+    steps: int,
+    epochs: float,
+    rate: float,
+    schedule: Literal["constant", "cosine"],
+    decay: float,
+) -> None:
     """Train whole networks, their tickets and redrawn ones."""
     click.echo(f"{'seed':>4} {'weights':>8} {'whole':>7} {'ticket':>7} {'redrawn':>8}   error %")
     for seed in range(seeds):
         whole, ticket, other = drawn(seed), drawn(seed), drawn(seed + _OTHER_SEED)
         specs = input_specs(whole)
         train, test = (data.open(f"{spec}:{part}", specs) for part in ("train", "test"))
-        alone = Finetune(epochs=epochs, rate=rate, optimizer="adamw", augment=())
+        alone = Finetune(
+            epochs=epochs,
+            rate=rate,
+            schedule=schedule,
+            weight_decay=decay,
+            optimizer="adamw",
+            augment=(),
+        )
         _run(alone, whole, train, seed)
         finding = PruneWeights(
             sparsity=sparsity,
             allocation="uniform",
             course="rewind",
             steps=steps,
-            epochs=epochs,
-            rate=rate,
-            optimizer="adamw",
-            augment=(),
+            **{entry.name: vars(alone)[entry.name] for entry in fields(Plan)},
         )
         _run(finding, ticket, train, seed)
         other = redrawn(ticket, other)
