@@ -112,8 +112,9 @@ def measured(graph: Graph, test: Dataset) -> float:
     "--save", type=click.Path(path_type=Path, file_okay=False), help="Folder for results."
 )
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=0))
+@click.option("--seed", default=0, show_default=True)
 def main(
-    network: str, model: Path, method: tuple[str, ...], save: Path | None, threads: int
+    network: str, model: Path, method: tuple[str, ...], save: Path | None, threads: int, seed: int
 ) -> None:
     """Compress MODEL, a NETWORK that `models.train` trained on mnist, by every method."""
     original = Graph.load(model)
@@ -129,7 +130,8 @@ def main(
             continue
         graph = original.clone()
         for step in (step for stage in read_steps(parse(passes)) for step in stage.passes):
-            step.run(graph, Context(original=original, calibration=train, threads=threads))
+            context = Context(original=original, calibration=train, threads=threads, seed=seed)
+            step.run(graph, context)
             _print(name, step.name, graph, test)
         if save is not None:
             save.mkdir(parents=True, exist_ok=True)
