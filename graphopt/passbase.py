@@ -100,7 +100,7 @@ class Context:
         self.notes["left_alone"] = dict[str, Note](why)
         if why:
             first, *others = why
-            more = f"; so are {len(others)} others" if others else ""
+            more = f"; and {len(others)} more" if others else ""
             told = f"{first!r} is left as it was, {why[first]}{more}"
             before = self.notes.get("remark")
             self.notes["remark"] = f"{before}; {told}" if before else told

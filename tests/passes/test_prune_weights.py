@@ -115,7 +115,7 @@ def test_what_is_left_alone_is_told() -> None:
         "b": "it is bfloat16",
     }
     assert context.notes["left_alone"] == reasons
-    assert context.notes["remark"] == "'t' is left as it was, Abs '' reads it too; so are 4 others"
+    assert context.notes["remark"] == "'t' is left as it was, Abs '' reads it too; and 4 more"
     with pytest.raises(RecipeError, match="no weight to work on"):
         PruneWeights(sparsity=0.5, weights=("t",)).run(graph, Context(original=graph))
 

@@ -82,7 +82,7 @@ def test_layer_smaller_than_its_codebook_is_left_alone() -> None:
     context = Context(original=graph.clone())
     ShareWeights(bits=4).run(graph, context)
     assert set(context.notes["left_alone"] or ()) == {"w", "u"}  # type: ignore[arg-type]
-    assert str(context.notes["remark"]).endswith("smaller than its codebook; so are 1 others")
+    assert str(context.notes["remark"]).endswith("smaller than its codebook; and 1 more")
     assert graph.fingerprint() == context.original.fingerprint()
 
 
