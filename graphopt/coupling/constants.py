@@ -19,13 +19,14 @@ from graphopt.coupling.axes import Fixed
 from graphopt.coupling.families import Coupling, couple
 from graphopt.coupling.levels import Level, find_levels, is_padded
 from graphopt.coupling.masking import MASKS
+from graphopt.coupling.products import summed_axis
 from graphopt.coupling.removal import Kept, plan_without, remove
 from graphopt.ir import Array, Edit, Graph, NewNode, remade
 
 __all__ = ["Absorbed", "absorb_constants"]
 
-_SUMMED: Mapping[str, int] = {"Conv": 1, "Gemm": -1, "MatMul": -1}
-"""Operators that take constants into a bias, and the axis of the data they sum over."""
+_ABSORBING = frozenset({"Conv", "Gemm", "MatMul"})
+"""Operators that take constants into a bias."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,13 @@ def _decide(
 def _sums_over(coupling: Coupling, node: gs.Node, place: int) -> bool:
     """Whether an axis of a node's data ends there."""
     axes = coupling.axes(node.inputs[0].name) or ()
-    if operator(node) in _SUMMED and not node.attrs.get("transA"):
-        return place == _SUMMED[operator(node)] % len(axes)
-    return True
+    summed = _absorbing_axis(node)
+    return summed is None or place == summed % len(axes)
+
+
+def _absorbing_axis(node: gs.Node) -> int | None:
+    """The axis of its data whose constants a node can take into a bias; None for other nodes."""
+    return summed_axis(node) if operator(node) in _ABSORBING else None
 
 
 def _absorbable(
@@ -100,7 +105,7 @@ def _absorbable(
     none = np.zeros(len(axis), np.bool_)
     if level is None or level.axis != place:
         return none, ""
-    if operator(node) not in _SUMMED or node.attrs.get("transA"):
+    if _absorbing_axis(node) is None:
         return none, f"{node.op} has no bias to take a constant"
     if coupling.graph.constant(node.inputs[1].name) is None:
         return none, "its weight is computed"
@@ -123,9 +128,10 @@ def _shifts(
     for node in coupling.graph.nodes:
         axes = coupling.axes(node.inputs[0].name) if node.inputs else None
         weight = coupling.graph.constant(node.inputs[1].name) if len(node.inputs) > 1 else None
-        if operator(node) not in _SUMMED or not axes or weight is None:
+        summed = _absorbing_axis(node)
+        if summed is None or not axes or weight is None:
             continue
-        axis = axes[_SUMMED[operator(node)]]
+        axis = axes[summed]
         level = levels.get(node.inputs[0].name)
         grouped = int(node.attrs.get("group", 1)) > 1
         if isinstance(axis, Fixed) or level is None or grouped:

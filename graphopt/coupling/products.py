@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import onnx_graphsurgeon as gs
+
+from graphopt.cost import operator
 from graphopt.coupling.axes import Axes, Axis, Fixed, Unfit, size_of
 from graphopt.coupling.site import Rules, Site
 
-__all__ = ["PRODUCTS", "einsum_terms"]
+__all__ = ["PRODUCTS", "einsum_terms", "summed_axis"]
+
+_SUMMED: Mapping[str, int] = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}
+
+
+def summed_axis(node: gs.Node) -> int | None:
+    """The axis of its data that a node multiplies by its weight and sums over.
+
+    None for other operators, and for a Gemm that transposes its data.
+    """
+    return None if node.attrs.get("transA") else _SUMMED.get(operator(node))
 
 
 def _multiply(site: Site, left: Axes, right: Axes) -> Axes:

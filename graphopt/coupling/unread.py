@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
@@ -12,13 +10,11 @@ from graphopt.cost import operator
 from graphopt.coupling.axes import Fixed
 from graphopt.coupling.families import Coupling, couple
 from graphopt.coupling.masking import MASKS
+from graphopt.coupling.products import summed_axis
 from graphopt.coupling.removal import Kept, plan_without, remove
 from graphopt.ir import Array, Graph
 
 __all__ = ["remove_unread"]
-
-_DATA_AXIS: Mapping[str, int] = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}
-"""Operators that multiply channels by a weight and sum them, and the axis of the data."""
 
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 """Operators that read what they make in the next step, through their third input."""
@@ -61,8 +57,8 @@ def _used(
 ) -> npt.NDArray[np.bool_] | None:
     """Which channels of an axis a node makes use of; None where the axis only passes through."""
     everything = np.ones(width, np.bool_)
-    summed = _DATA_AXIS.get(operator(node))
-    if summed is None or node.attrs.get("transA"):
+    summed = summed_axis(node)
+    if summed is None:
         return everything
     if place != summed % rank:
         return None
