@@ -108,13 +108,20 @@ def measured(graph: Graph, test: Dataset) -> float:
 @click.argument("network", type=click.Choice(list(ROWS)))
 @click.argument("model", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--method", multiple=True, help="Only these rows.")
+@click.option("--passes", help="Instead of the rows: other passes, as `optimize` takes them.")
 @click.option(
     "--save", type=click.Path(path_type=Path, file_okay=False), help="Folder for results."
 )
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=0))
 @click.option("--seed", default=0, show_default=True)
 def main(
-    network: str, model: Path, method: tuple[str, ...], save: Path | None, threads: int, seed: int
+    network: str,
+    model: Path,
+    method: tuple[str, ...],
+    passes: str | None,
+    save: Path | None,
+    threads: int,
+    seed: int,
 ) -> None:
     """Compress MODEL, a NETWORK that `models.train` trained on mnist, by every method."""
     original = Graph.load(model)
@@ -125,11 +132,12 @@ def main(
     heads = " ".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))
     click.echo(f"{'method':24} {'step':14} {heads}")
     _print("", "trained", original, test)
-    for name, passes in ROWS[network].items():
+    rows = {"passes": passes} if passes else ROWS[network]
+    for name, text in rows.items():
         if method and name not in method:
             continue
         graph = original.clone()
-        for step in (step for stage in read_steps(parse(passes)) for step in stage.passes):
+        for step in (step for stage in read_steps(parse(text)) for step in stage.passes):
             context = Context(original=original, calibration=train, threads=threads, seed=seed)
             step.run(graph, context)
             _print(name, step.name, graph, test)
