@@ -1,8 +1,6 @@
-"""factorize: budgets, what is measured, shared weights, biases, activations and bad options."""
+"""factorize: budgets, shared weights, biases, activations and bad options."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -13,11 +11,9 @@ from hypothesis import strategies as st
 from graphopt.cost import cost
 from graphopt.data import Dataset, input_specs
 from graphopt.errors import DataError, RecipeError
-from graphopt.factorize import METHODS, timing
-from graphopt.factorize.offers import Offer
-from graphopt.ir import Array, Graph
+from graphopt.factorize import METHODS
+from graphopt.ir import Graph
 from graphopt.passbase import Context
-from graphopt.runtime import BenchResult, Latency
 from passes.factorize import Factorize
 from passes.remove_channels import RemoveChannels
 from tests.asserting import (
@@ -28,64 +24,8 @@ from tests.asserting import (
     random_inputs,
     run_model,
 )
+from tests.passes.factorizing import error, inputs, layers, network, run
 from tests.strategies import networks
-
-NETWORK = """network (float[N,8,12,12] x) => (float[N,10] y)
-<float[32,8,3,3] w0, float[32] b0, float[32,32,3,3] w1, float[32,32,1,1] w2, float[32] b2,
- float[32,64] w3, float[64] b3, float[64,10] w4> {
-    c0 = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w0, b0)
-    r0 = Relu(c0)
-    c1 = Conv<kernel_shape=[3,3], pads=[1,1,1,1], strides=[2,2]>(r0, w1)
-    r1 = Relu(c1)
-    c2 = Conv<kernel_shape=[1,1]>(r1, w2, b2)
-    r2 = Relu(c2)
-    p = GlobalAveragePool(r2)
-    f = Flatten(p)
-    g = Gemm(f, w3, b3)
-    r3 = Relu(g)
-    y = MatMul(r3, w4)
-}"""
-
-
-def network(*, rank: int | None = None) -> Graph:
-    """A small network; with a rank, its weights have no more, but for a little noise."""
-    graph = Graph.load(parse(NETWORK))
-    for name, array in graph.constants().items():
-        new = array / np.sqrt(max(array[0].size, 1))
-        if rank is not None and array.ndim > 1:
-            left, values, right = np.linalg.svd(new.reshape(len(new), -1), full_matrices=False)
-            values[rank:] *= 0.01
-            new = ((left * values) @ right).reshape(array.shape)
-        graph.set_constant(name, np.asarray(new, np.float32))
-    return graph
-
-
-def inputs(count: int = 64, *, seed: int = 3) -> Dataset:
-    """Images whose channels mix three."""
-    rng = np.random.default_rng(seed)
-    mixing = np.random.default_rng(0).standard_normal((8, 3))
-    x = np.einsum("ab,nbhw->nahw", mixing, rng.standard_normal((count, 3, 12, 12)))
-    return Dataset.from_arrays({"x": x.astype(np.float32)})
-
-
-def run(graph: Graph, step: Factorize, data: Dataset | None = None) -> tuple[Graph, Context]:
-    made, context = graph.clone(), Context(original=graph, calibration=data)
-    step.run(made, context)
-    made.prune()
-    assert_valid(made)
-    return made, context
-
-
-def error(made: Graph, graph: Graph) -> float:
-    (feeds,) = inputs(128, seed=9).batches(128)
-    wanted, got = run_model(graph, feeds)[0], run_model(made, feeds)[0]
-    return float(np.mean((wanted - got) ** 2) / wanted.var())
-
-
-def layers(context: Context) -> Mapping[str, Mapping[str, object]]:
-    found = context.notes["layers"]
-    assert isinstance(found, dict)
-    return found  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("methods", [("svd", "channel"), ("spatial",), ("tucker",), ("cp",)])
@@ -192,105 +132,6 @@ def test_full_rank_of_what_is_low_is_exact() -> None:
     assert_same_outputs(model, made)
 
 
-def _bench(ratio: float) -> object:
-    latency = Latency(1.0, 1.0, 1.0)
-
-    def measured(
-        a: Graph, b: Graph, *, feeds: Mapping[str, Array], plan: object = None
-    ) -> BenchResult:
-        bounds = (ratio * 0.99, ratio * 1.01)
-        return BenchResult(latency, latency, ratio, bounds, 20, 1)
-
-    return measured
-
-
-def test_only_what_is_measured_to_be_faster_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = network()
-    monkeypatch.setattr("graphopt.factorize.offers.bench", _bench(1.3))
-    made, context = run(graph, Factorize(ratio=0.5))
-    assert made.content_hash() == graph.content_hash()
-    alone = context.notes["left_alone"]
-    assert isinstance(alone, dict)
-    assert set(alone.values()) == {"no replacement was measured to be faster"}
-    monkeypatch.setattr("graphopt.factorize.offers.bench", _bench(0.6))
-    monkeypatch.setattr("graphopt.factorize.timing.bench", _bench(0.8))
-    made, context = run(graph, Factorize(ratio=0.5))
-    assert {entry["time"] for entry in layers(context).values()} == {0.6}
-
-
-@pytest.mark.parametrize(
-    ("options", "count"),
-    [({"ratio": 0.5}, 1), ({"energy": 0.8}, 1), ({"rank": 4}, 1), ({"macs": 0.5}, 8)],
-)
-def test_what_cannot_be_chosen_is_not_timed(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, float], count: int
-) -> None:
-    timed = []
-
-    def measured(
-        a: Graph, b: Graph, *, feeds: Mapping[str, Array], plan: object = None
-    ) -> BenchResult:
-        timed.append(b)
-        latency = Latency(1.0, 1.0, 1.0)
-        return BenchResult(latency, latency, 0.5, (0.49, 0.51), 20, 1)
-
-    text = """one (float[N,32,8,8] x) => (float[N,32,6,6] y) <float[32,32,3,3] w> {
-        y = Conv<kernel_shape=[3,3]>(x, w)
-    }"""
-    monkeypatch.setattr("graphopt.factorize.offers.bench", measured)
-    monkeypatch.setattr("graphopt.factorize.timing.bench", _bench(0.5))
-    _, context = run(Graph.load(parse(text)), Factorize(align=1, **options))  # type: ignore[arg-type]
-    assert layers(context)
-    assert len(timed) == count
-
-
-def test_a_model_that_gets_slower_gets_its_layers_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = network()
-    monkeypatch.setattr("graphopt.factorize.offers.bench", _bench(0.6))
-    monkeypatch.setattr("graphopt.factorize.timing.bench", _bench(1.1))
-    made, _ = run(graph, Factorize(ratio=0.5))
-    assert made.content_hash() == graph.content_hash()
-    _, context = run(graph, Factorize(macs=0.5))
-    assert context.notes["left"] == 1.0
-    assert "unmet" in context.notes
-
-
-def test_what_gains_least_goes_first() -> None:
-    class Slow(timing.Timer):
-        def time(self, chosen: Mapping[str, Offer]) -> BenchResult:
-            latency = Latency(1.0, 1.0, 1.0)
-            ratio = 1.2 if "b" in chosen else 0.9
-            return BenchResult(latency, latency, ratio, (ratio, ratio), 20, 1)
-
-    offers = {
-        name: Offer("svd", (1,), 1, 1, 0.1, 0.5, saved)
-        for name, saved in (("a", 3.0), ("b", 1.0), ("c", 2.0))
-    }
-    graph = network()
-    kept = timing.not_slower(offers, Slow(graph, {}))
-    assert list(kept) == ["a"]
-
-
-def test_a_budget_of_time_asks_again_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = network()
-    monkeypatch.setattr("graphopt.factorize.offers.bench", _bench(0.5))
-    monkeypatch.setattr("graphopt.factorize.timing.bench", _bench(0.9))
-    _, context = run(graph, Factorize(latency=0.7))
-    assert context.notes["left"] == 0.9
-    assert "latency 0.7" in str(context.notes["unmet"])
-
-
-def test_real_time_of_a_wide_product() -> None:
-    text = """wide (float[16,1024] x) => (float[16,1024] y) <float[1024,1024] w> {
-        y = MatMul(x, w)
-    }"""
-    made, context = run(Graph.load(parse(text)), Factorize(rank=32))
-    assert operators(made) == ["MatMul", "MatMul"]
-    time = layers(context)["w"]["time"]
-    assert isinstance(time, float)
-    assert time < 0.9
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -371,22 +212,6 @@ def test_nothing_to_factorize(text: str, step: Factorize) -> None:
     assert layers(context) == {}
     assert operators(made) == operators(graph)
     assert "nothing is replaced, for there is no Conv" in str(context.notes["remark"])
-
-
-def test_why_layers_stay_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "layer (float[N,32] x) => (float[N,32] y) <float[32,32] w> { y = MatMul(x, w) }"
-    graph = Graph.load(parse(text))
-    for options in ({"rank": 4}, {"ratio": 0.5}):
-        _, context = run(graph, Factorize(methods=("spatial", "cp"), **options))
-        assert context.notes["remark"] == "'w' is left as it was, of spatial, cp nothing fits it"
-    monkeypatch.setattr("graphopt.factorize.offers.bench", _bench(0.6))
-    monkeypatch.setattr("graphopt.factorize.timing.bench", _bench(1.1))
-    _, context = run(graph, Factorize())
-    why = "the model was not measured to be faster with it replaced"
-    assert context.notes["left_alone"] == {"w": why}
-    graph.set_constant("w", np.zeros((32, 32), np.float32))
-    _, context = run(graph, Factorize(goal="macs"))
-    assert context.notes["left_alone"] == {"w": "its weights are all zero"}
 
 
 def test_a_vector_has_no_rows_to_sample() -> None:
