@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import lzma
 import subprocess
 import sys
-import tracemalloc
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -22,41 +17,22 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.errors import ModelError, TargetError
 from graphopt.ir import Graph
-from graphopt.packed import Packing, is_packed, pack, unpack
+from graphopt.packed import is_packed, pack, unpack
 from graphopt.packed import loader as loader_module
 from graphopt.packed.loader import restore, session
 from graphopt.runtime import Session
 from tests.asserting import parse
+from tests.packed.packing import assert_restored, holding, packed_bytes
 from tests.samples import convnet
 from tests.strategies import networks
 
 LOADER = Path(loader_module.__file__)
 
 
-def _packed(model: onnx.ModelProto | bytes, tmp_path: Path) -> tuple[bytes, Packing]:
-    raw = model if isinstance(model, bytes) else model.SerializeToString()
-    packing = pack(raw, tmp_path / "m.gopt")
-    return (tmp_path / "m.gopt").read_bytes(), packing
-
-
-def _assert_restored(model: onnx.ModelProto, tmp_path: Path) -> bytes:
-    packed, packing = _packed(model, tmp_path)
-    assert restore(packed) == {"": model.SerializeToString()}
-    assert len(packed) == packing.size
-    return packed
-
-
-def _holding(*tensors: onnx.TensorProto) -> onnx.ModelProto:
-    """A model with some initializers that nothing reads."""
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y], tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-
-
 @settings(max_examples=60, deadline=None)
 @given(text=networks())
 def test_networks(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    _assert_restored(parse(text), tmp_path_factory.mktemp("packed"))
+    assert_restored(parse(text), tmp_path_factory.mktemp("packed"))
 
 
 _TYPES = [
@@ -78,7 +54,7 @@ def test_element_types(dtype: type, shape: tuple[int, ...], tmp_path: Path) -> N
     proto = TensorProto(
         name="w", dims=shape, data_type=helper.np_dtype_to_tensor_dtype(kind), raw_data=raw
     )
-    _assert_restored(_holding(proto), tmp_path)
+    assert_restored(holding(proto), tmp_path)
 
 
 @settings(max_examples=150, deadline=None)
@@ -98,7 +74,7 @@ def test_any_pattern(
     rng = np.random.default_rng(noise)
     places = rng.integers(0, max(len(array), 1), min(noise, len(array)))
     array[places] = rng.integers(0, np.iinfo(array.dtype).max, len(places), dtype=array.dtype)
-    _assert_restored(_holding(numpy_helper.from_array(array, "w")), tmp_path_factory.mktemp("p"))
+    assert_restored(holding(numpy_helper.from_array(array, "w")), tmp_path_factory.mktemp("p"))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +92,7 @@ def test_any_pattern(
 )
 def test_large_and_extreme(values: np.ndarray, tmp_path: Path) -> None:
     """Longer than what is coded or restored at a time."""
-    packed = _assert_restored(_holding(numpy_helper.from_array(values, "w")), tmp_path)
+    packed = assert_restored(holding(numpy_helper.from_array(values, "w")), tmp_path)
     assert len(packed) < 0.5 * values.nbytes
 
 
@@ -126,7 +102,7 @@ def test_strings_and_typed_fields(tmp_path: Path) -> None:
     floats = helper.make_tensor("f", TensorProto.FLOAT, [500], np.arange(500.0).tolist())
     doubles = helper.make_tensor("d", TensorProto.DOUBLE, [500], np.arange(500.0).tolist())
     numbers = helper.make_tensor("i", TensorProto.INT64, [500], list(range(-250, 250)))
-    _assert_restored(_holding(text, floats, doubles, numbers), tmp_path)
+    assert_restored(holding(text, floats, doubles, numbers), tmp_path)
 
 
 def test_bodies_and_attributes(tmp_path: Path) -> None:
@@ -147,14 +123,14 @@ def test_bodies_and_attributes(tmp_path: Path) -> None:
         [helper.make_tensor_value_info("x", TensorProto.BOOL, [])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [50, 50])],
     )
-    packed = _assert_restored(helper.make_model(graph), tmp_path)
+    packed = assert_restored(helper.make_model(graph), tmp_path)
     assert len(packed) < 600, "30,000 bytes of zeros, three times the same"
 
 
 def test_same_weights_are_stored_once(tmp_path: Path) -> None:
     array = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
     one, two = (numpy_helper.from_array(array, name) for name in "ab")
-    assert len(_assert_restored(_holding(one, two), tmp_path)) < 1.01 * array.nbytes
+    assert len(assert_restored(holding(one, two), tmp_path)) < 1.01 * array.nbytes
 
 
 def _with_external_data(folder: Path) -> Path:
@@ -238,7 +214,7 @@ def test_external_elements_of_every_width(dtype: type, tmp_path: Path) -> None:
             tensor.external_data.add(key=key, value=value)
         content += raw
     (tmp_path / "w.bin").write_bytes(content)
-    model = _holding(*tensors)
+    model = holding(*tensors)
     model.graph.node.extend(helper.make_node("Identity", [t.name], [f"{t.name}i"]) for t in tensors)
     model.graph.output.extend(
         helper.make_tensor_value_info(f"{t.name}i", t.data_type, t.dims) for t in tensors
@@ -288,7 +264,7 @@ def test_what_is_no_model_is_refused(content: bytes, tmp_path: Path) -> None:
 
 
 def test_packed_twice_is_refused(tmp_path: Path) -> None:
-    packed, _ = _packed(convnet(), tmp_path)
+    packed, _ = packed_bytes(convnet(), tmp_path)
     assert is_packed(packed)
     with pytest.raises(ModelError, match="packed already"):
         pack(packed, tmp_path / "again.gopt")
@@ -314,117 +290,3 @@ def test_copied_loader_stands_alone(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr.decode()
     assert len(LOADER.read_text().splitlines()) < 300
-
-
-def _pruned_and_shared(size: int) -> onnx.ModelProto:
-    rng = np.random.default_rng(0)
-    book = np.sort(rng.standard_normal(64)).astype(np.float32)
-    codes = np.clip(rng.normal(32, 9, size), 0, 63).astype(int)
-    values = np.where(rng.random(size) < 0.9, np.float32(0), book[codes]).astype(np.float32)
-    return _holding(numpy_helper.from_array(values, "w"))
-
-
-def test_memory_is_bounded(tmp_path: Path) -> None:
-    """Restoring takes less than 1.3 times the model, writing it to a file a few MB."""
-    dense = np.random.default_rng(0).standard_normal(2_000_000).astype(np.float32)
-    for model in (_pruned_and_shared(4_000_000), _holding(numpy_helper.from_array(dense, "w"))):
-        packed, packing = _packed(model, tmp_path)
-        tracemalloc.start()
-        restore(tmp_path / "m.gopt")
-        whole = tracemalloc.get_traced_memory()[1]
-        tracemalloc.reset_peak()
-        unpack(tmp_path / "m.gopt", tmp_path / "m.onnx")
-        streamed = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert whole < 1.3 * packing.restored
-        assert streamed < 16e6
-        assert len(packed) < 0.95 * packing.restored
-
-
-@pytest.mark.parametrize("kind", ["dense", "sparse", "shared"])
-def test_memory_of_packing_is_bounded(kind: str, tmp_path: Path) -> None:
-    """One large tensor, whose coded streams are all in memory: less than 1.3 times the model."""
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal(2_000_000).astype(np.float32)
-    if kind == "sparse":
-        values[rng.random(len(values)) < 0.5] = 0
-    elif kind == "shared":
-        np.multiply(np.round(values * 20), 1 / 8, out=values)
-    raw = _holding(numpy_helper.from_array(values, "w")).SerializeToString()
-    tracemalloc.start()
-    packing = pack(raw, tmp_path / "m.gopt")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1.3 * packing.restored
-    assert restore(tmp_path / "m.gopt") == {"": raw}
-
-
-def test_memory_of_packing_does_not_add_up(tmp_path: Path) -> None:
-    """Streams are written when they are there: of many tensors the largest counts."""
-    rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(200_000).astype(np.float32) for _ in range(20)]
-    tensors = (numpy_helper.from_array(array, f"w{n}") for n, array in enumerate(arrays))
-    raw = _holding(*tensors).SerializeToString()
-    tracemalloc.start()
-    packing = pack(raw, tmp_path / "m.gopt")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 0.25 * packing.restored
-
-
-def _entropy_bytes(values: np.ndarray) -> float:
-    counts = np.unique(values, return_counts=True)[1]
-    return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
-
-
-def test_codes_are_near_their_entropy(tmp_path: Path) -> None:
-    """Codes and gaps take what the entropy of each says, and at most 1.5 % or a table more."""
-    model = _pruned_and_shared(400_000)
-    array = numpy_helper.to_array(model.graph.initializer[0])
-    kept = array[array != 0]
-    gaps = np.diff(np.flatnonzero(array), prepend=-1)
-    _, packing = _packed(model, tmp_path)
-    assert packing.parts["codes"] < 1.015 * _entropy_bytes(kept) + 200
-    assert packing.parts["gaps"] < 1.015 * _entropy_bytes(gaps) + 200
-    assert packing.parts["codebooks"] <= 64 * 4
-
-
-def _zip_size(raw: bytes, folder: Path) -> int:
-    with zipfile.ZipFile(folder / "m.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        archive.writestr("m", raw)
-    return (folder / "m.zip").stat().st_size
-
-
-def _compare(raw: bytes, folder: Path) -> tuple[int, int, int]:
-    packed, _ = _packed(raw, folder)
-    return len(packed), _zip_size(raw, folder), len(zstandard.ZstdCompressor(19).compress(raw))
-
-
-@pytest.mark.parametrize("shape", [(100, 300), (32, 16, 3, 3)])
-def test_smaller_than_general_compressors(shape: tuple[int, ...], tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    dense = rng.standard_normal(shape).astype(np.float32)
-    sparse = np.where(rng.random(shape) < 0.8, np.float32(0), dense).astype(np.float32)
-    half = dense.astype(np.float16)
-    for array in (dense, sparse, half, np.round(dense * 30) / 8):
-        raw = _holding(numpy_helper.from_array(array, "w")).SerializeToString()
-        ours, zipped, zstd = _compare(raw, tmp_path)
-        assert ours < zipped
-        assert ours < zstd
-
-
-def test_repetitions_are_found(tmp_path: Path) -> None:
-    """A table that repeats in rows is no worse off than under LZMA."""
-    table = np.tile(np.random.default_rng(0).standard_normal(2000).astype(np.float32), 40)
-    raw = _holding(numpy_helper.from_array(table, "w")).SerializeToString()
-    ours, zipped, zstd = _compare(raw, tmp_path)
-    assert ours < min(zipped, 1.03 * zstd, 1.05 * len(lzma.compress(raw)))
-
-
-def test_published_deep_compression(shared_model: Callable[[str], Path], tmp_path: Path) -> None:
-    """SqueezeNet, pruned and shared by its authors: 0.66 MB is what they published."""
-    source = shared_model("squeezenet10_deepcompression.onnx")
-    packing = pack(source, tmp_path / "m.gopt")
-    assert packing.size < 0.56e6
-    unpack(tmp_path / "m.gopt", tmp_path / "m.onnx")
-    assert (tmp_path / "m.onnx").read_bytes() == source.read_bytes()
